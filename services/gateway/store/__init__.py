@@ -1,0 +1,1 @@
+"""The gateway's durable state: generations, their events and leases, in SQLite or PostgreSQL."""
