@@ -13,9 +13,9 @@ from services.model.errors import ModelRefused
 MANIFEST_FILE = "rushes.json"
 
 WAN_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，"  # noqa: RUF001  (the reference's own punctuation)
-    "残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，"  # noqa: RUF001  (the reference's own punctuation)
-    "三条腿，背景人很多，倒着走"  # noqa: RUF001  (the reference's own punctuation)
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，"
+    "残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，"
+    "三条腿，背景人很多，倒着走"
 )
 """`sample_neg_prompt` of Wan-Video/Wan2.2 `wan/configs/shared_config.py`."""
 
@@ -44,8 +44,8 @@ class Defaults(_Strict):
     num_frames: Annotated[int, Field(gt=0)] = 81
     fps: Annotated[int, Field(gt=0, le=240)] = 16
     steps: Annotated[int, Field(gt=0)] = 40
-    solver: Literal["unipc", "dpmpp", "euler"] = "unipc"
-    sigma_rule: Literal["wan", "diffusers", "distilled"] = "wan"
+    solver: Literal["unipc", "euler", "dpmpp_2m"] = "unipc"
+    sigma_rule: Literal["wan", "diffusers"] = "wan"
     flow_shift: Annotated[float, Field(gt=0)] = 12.0
     boundary_ratio: Annotated[float, Field(ge=0, le=1)] = 0.875
     guidance_scale_high: Annotated[float, Field(ge=0)] = 4.0

@@ -1,0 +1,174 @@
+"""One expert's forward pass, arranged so that nothing is computed twice in a run.
+
+The weights and their names are diffusers' `WanTransformer3DModel`; the mathematics is Wan's `wan/modules/model.py`.
+Against the module's own `forward`: keys and values of the text are computed once a run and the modulation of all blocks once a
+step; positive and negative prompt share everything before the first cross-attention; modulation and normalisation
+are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+from torch.nn import functional as F
+
+from services.denoiser.shapes import LatentShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a run of one expert reuses at every step.
+
+    `keys` and `values`: one a block, [B, heads, text length, head_dim]. `rotation`: [tokens, 1, head_dim / 2] complex64.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    rotation: torch.Tensor
+
+
+class Transformer:
+    """A velocity network v(x, t, text) over the weights of one `WanTransformer3DModel`."""
+
+    def __init__(self, module: WanTransformer3DModel) -> None:
+        self.module = module
+        self.dtype: torch.dtype = module.patch_embedding.weight.dtype
+        self.device: torch.device = module.patch_embedding.weight.device
+        self._heads: int = module.config.num_attention_heads
+        tables = torch.cat([block.scale_shift_table.float() for block in module.blocks])
+        # Rows 1 and 4 are scales, used as 1 + scale.
+        tables[:, [1, 4]] += 1
+        self._tables = tables
+        head = module.scale_shift_table.float().clone()
+        head[:, 1] += 1
+        self._head_table = head
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.module.config.in_channels)
+
+    @property
+    def text_dim(self) -> int:
+        """Width of a text embedding."""
+        return int(self.module.config.text_dim)
+
+    @torch.inference_mode()
+    def read(self, text: torch.Tensor, shape: LatentShape) -> Context:
+        """Prepare a run with `text`, [B, padded length, text_dim], on latents of `shape`.
+
+        Padding is attended, as in the reference: pad with zeros to the length that the model was trained with.
+        """
+        hidden = self.module.condition_embedder.text_embedder(text.to(self.device, self.dtype))
+        keys, values = [], []
+        for block in self.module.blocks:
+            keys.append(self._split(block.attn2.norm_k(block.attn2.to_k(hidden))))
+            values.append(self._split(block.attn2.to_v(hidden)))
+        return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape))
+
+    @torch.inference_mode()
+    def __call__(self, x: torch.Tensor, timestep: float, context: Context) -> torch.Tensor:
+        """v at x, [1, C, T, H, W], for each text of the context: [B, C, T, H, W] float32."""
+        shape = LatentShape(channels=x.shape[1], frames=x.shape[2], height=x.shape[3], width=x.shape[4])
+        hidden = self._patches(x.to(self.device, self.dtype), shape)
+        modulations, head = self._modulation(timestep)
+        for i, block in enumerate(self.module.blocks):
+            hidden = self._block(
+                block, hidden, modulations[i], context.keys[i], context.values[i], context.rotation
+            )
+        hidden = _norm(hidden, head[1], head[0], self.module.norm_out.eps)
+        return self._unpatched(self.module.proj_out(hidden), shape).float()
+
+    def _block(
+        self,
+        block: WanTransformerBlock,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rotation: torch.Tensor,
+    ) -> torch.Tensor:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), rotation)
+        x = _gated(x, attended, gate)
+        queried = block.norm2(x.float()).type_as(x)
+        x = x + self._cross_attention(block.attn2, queried, keys, values)
+        expand, _, contract = block.ffn.net
+        # In place: the widest tensor of the block is not allocated a second time.
+        wide = torch.ops.aten.gelu_(expand.proj(_norm(x, ffn_scale, ffn_shift, block.norm3.eps)), approximate="tanh")
+        return _gated(x, contract(wide), ffn_gate)
+
+    def _self_attention(self, attn: WanAttention, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        query = self._rotated(attn.norm_q(attn.to_q(x)), rotation)
+        key = self._rotated(attn.norm_k(attn.to_k(x)), rotation)
+        mixed = F.scaled_dot_product_attention(query, key, self._split(attn.to_v(x)))
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def _cross_attention(
+        self, attn: WanAttention, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        query = self._split(attn.norm_q(attn.to_q(x))).expand(keys.shape[0], -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query, keys, values)
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, L, D] to [B, heads, L, head_dim]."""
+        return x.unflatten(2, (self._heads, -1)).transpose(1, 2)
+
+    def _rotated(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        """Rotary position embedding: pairs of channels turned by the token's angle; [B, L, D] to [B, heads, L, head_dim]."""
+        pairs = torch.view_as_complex(x.float().unflatten(2, (self._heads, -1, 2)))
+        return torch.view_as_real(pairs * rotation).flatten(3).transpose(1, 2).type_as(x)
+
+    def _rotation(self, shape: LatentShape) -> torch.Tensor:
+        """e^(i angle) of every token: the angles of its frame, height and width side by side."""
+        rope = self.module.rope
+        cos, sin = rope.freqs_cos[:, 0::2], rope.freqs_sin[:, 0::2]
+        angles = torch.complex(cos.float(), sin.float())
+        frames, height, width = shape.grid
+        parts = angles.split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], dim=1)
+        grid = (frames, height, width, -1)
+        return (
+            torch.cat(
+                [
+                    parts[0][:frames].view(frames, 1, 1, -1).expand(grid),
+                    parts[1][:height].view(1, height, 1, -1).expand(grid),
+                    parts[2][:width].view(1, 1, width, -1).expand(grid),
+                ],
+                dim=-1,
+            )
+            .reshape(shape.tokens, 1, -1)
+            .to(self.device)
+        )
+
+    def _modulation(self, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift, 1 + scale and gate of every block, [blocks, 6, D], and shift and 1 + scale of the head, [2, D]."""
+        embedder = self.module.condition_embedder
+        frequencies = embedder.timesteps_proj(torch.tensor([timestep], device=self.device))
+        embedding = embedder.time_embedder(frequencies.to(embedder.time_embedder.linear_1.weight.dtype)).float()
+        projection = embedder.time_proj
+        projected = F.linear(F.silu(embedding), projection.weight.float(), projection.bias.float())
+        return self._tables + projected.view(1, 6, -1), (self._head_table + embedding.unsqueeze(1))[0]
+
+    def _patches(self, x: torch.Tensor, shape: LatentShape) -> torch.Tensor:
+        """[1, C, T, H, W] to tokens, [1, L, D]: a convolution whose stride is its kernel is a matrix product."""
+        frames, height, width = shape.grid
+        embedding = self.module.patch_embedding
+        patches = x.view(shape.channels, frames, height, 2, width, 2).permute(1, 2, 4, 0, 3, 5)
+        return F.linear(patches.reshape(1, shape.tokens, -1), embedding.weight.flatten(1), embedding.bias)
+
+    def _unpatched(self, tokens: torch.Tensor, shape: LatentShape) -> torch.Tensor:
+        frames, height, width = shape.grid
+        cells = tokens.view(-1, frames, height, width, 2, 2, shape.channels)
+        return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, *shape.batch[1:])
+
+
+def _norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm and modulation in one: norm(x) * scale + shift, in float32, in the type of x."""
+    return F.layer_norm(x.float(), scale.shape, scale, shift, eps).type_as(x)
+
+
+def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x + gate * y, in float32, in the type of x."""
+    return torch.addcmul(x.float(), y.float(), gate).type_as(x)
