@@ -1,0 +1,63 @@
+"""Python client of Rushes: `Client` for asyncio, `SyncClient` without. Needs grpcio and protobuf, nothing else."""
+
+from rushes.client.channel import Tls
+from rushes.client.client import Client, succeeded
+from rushes.client.download import DownloadedVideo
+from rushes.client.errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    Exhausted,
+    FailedPrecondition,
+    FieldViolation,
+    GenerationCancelled,
+    GenerationFailed,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    RushesError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from rushes.client.events import generation_at_end
+from rushes.client.retry import RetryPolicy
+from rushes.client.settings import generation_spec
+from rushes.client.sync import Stream, SyncClient
+from rushes.client.trace import TraceContext
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "Cancelled",
+    "Client",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DownloadedVideo",
+    "Exhausted",
+    "FailedPrecondition",
+    "FieldViolation",
+    "GenerationCancelled",
+    "GenerationFailed",
+    "Internal",
+    "InvalidRequest",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "RetryPolicy",
+    "RushesError",
+    "Stream",
+    "SyncClient",
+    "Tls",
+    "TraceContext",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "generation_at_end",
+    "generation_spec",
+    "succeeded",
+]
