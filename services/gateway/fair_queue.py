@@ -52,7 +52,7 @@ class Tags:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TierClock:
-    """`start_tag`: earliest start tag of the tier's next work. `virtual_time`: start tag in service among its tenants."""
+    """`start_tag`: earliest start tag of the tier's next work. `virtual_time`: that of its tenants."""
 
     start_tag: float = 0.0
     virtual_time: float = 0.0

@@ -1,8 +1,11 @@
 """The values that go into the job store and come out of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Row
+
+from services.chassis.errors import AlreadyExists, NotFound, Resource
 from services.gateway.store.transitions import TERMINAL, State
 
 
@@ -24,7 +27,10 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A generation as it stands; `spec`, `failure`, `video` and `latency` are serialised messages of `rushes.v1`."""
+    """A generation as it stands; `spec`, `failure`, `video` and `latency` are serialised messages of `rushes.v1`.
+
+    `attempt` counts the times work was begun, `losses` those that ended with an expired lease.
+    """
 
     id: str
     tenant: str
@@ -42,6 +48,7 @@ class Job:
     started: float | None
     ended: float | None
     attempt: int
+    losses: int
     lease_owner: str | None
     lease_epoch: int
     lease_until: float | None
@@ -59,9 +66,9 @@ class Job:
     traceparent: str
 
     @classmethod
-    def from_row(cls, row: Mapping[str, object]) -> "Job":
-        """The job of a row of the table `generations`."""
-        return cls(**{**row, "state": State(int(str(row["state"])))})  # type: ignore[arg-type]  # columns are the fields
+    def from_row(cls, row: Row[Any]) -> "Job":
+        """The job of a row of the table `generations`, whose columns are the fields."""
+        return cls(**{**row._mapping, "state": State(row.state)})
 
     @property
     def terminal(self) -> bool:
@@ -80,7 +87,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredEvent:
-    """One event of the history: a serialised `rushes.v1.GenerationEvent`, whose own sequence is filled in on reading."""
+    """One event of the history: a serialised `rushes.v1.GenerationEvent`, without its sequence."""
 
     sequence: int
     epoch: int
@@ -117,13 +124,21 @@ class LeaseLost(Exception):
     """The lease is no longer held: another owner, a reaper or a cancellation has taken the generation."""
 
 
-class RequestIdReused(Exception):
-    """The request id was used with another request; `first` is the id of the generation that it made."""
+class RequestIdReused(AlreadyExists):
+    """The request id was used with another request."""
+
+    reason = "REQUEST_ID_REUSED"
 
     def __init__(self, first: str) -> None:
-        super().__init__(first)
+        """`first` is the id of the generation that the request id made."""
+        super().__init__(resource=Resource(kind="generation", name=first), metadata={"generation_id": first})
         self.first = first
 
 
-class UnknownGeneration(Exception):
-    """There is no generation of this id for this tenant."""
+class UnknownGeneration(NotFound):
+    """There is no generation of this id."""
+
+    reason = "GENERATION_NOT_FOUND"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(resource=Resource(kind="generation", name=generation_id))

@@ -14,7 +14,7 @@ RECONNECT_SECONDS = 0.5
 
 
 class Notifications(Protocol):
-    """Rings topics. A bell may ring without need, and rings once for several causes: who is woken looks in the tables."""
+    """Rings topics. A bell may ring without need, and once for several causes: who is woken looks in the tables."""
 
     def subscribe(self, topic: str) -> contextlib.AbstractContextManager[asyncio.Event]:
         """An event that is set whenever `topic` rings, until the context is left."""

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("started", sa.Float(), nullable=True),
         sa.Column("ended", sa.Float(), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("losses", sa.Integer(), nullable=False),
         sa.Column("lease_owner", sa.String(length=64), nullable=True),
         sa.Column("lease_epoch", sa.BigInteger(), nullable=False),
         sa.Column("lease_until", sa.Float(), nullable=True),
@@ -58,7 +59,7 @@ def upgrade() -> None:
     op.create_index(
         "generations_queued",
         "generations",
-        ["tier", "rank"],
+        ["tier", "rank", "id", "cost"],
         unique=False,
         postgresql_where=sa.text("state = 1"),
         sqlite_where=sa.text("state = 1"),

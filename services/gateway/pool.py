@@ -1,0 +1,127 @@
+"""The endpoints of one stage: least outstanding work, a circuit breaker each, and waiting for a free slot."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Generic, TypeVar
+
+from services.chassis.channels import open_channel
+from services.chassis.errors import DataLoss, DeadlineExceeded, Internal, RushesError, Unavailable
+from services.chassis.telemetry import TracedChannel
+from services.gateway.breaker import Breaker, Circuit
+
+DescriptionT = TypeVar("DescriptionT")
+
+FAULTS = (Unavailable, Internal, DeadlineExceeded, DataLoss)
+"""Errors that speak against the endpoint and not against the request."""
+
+
+class Endpoint(Generic[DescriptionT]):
+    """One process of a stage. `description` is what it last said of itself, None while it was never reached."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.channel: TracedChannel = open_channel(address)
+        self.description: DescriptionT | None = None
+        self.reachable = False
+        self.slots = 1
+        self.outstanding = 0
+        self.breaker = Breaker()
+
+
+class Pool(Generic[DescriptionT]):
+    """All endpoints of one stage."""
+
+    def __init__(self, stage: str, addresses: Sequence[str]) -> None:
+        self.stage = stage
+        self.endpoints: list[Endpoint[DescriptionT]] = [Endpoint(address) for address in addresses]
+        self._bell = asyncio.Event()
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for endpoint in self.endpoints:
+            await endpoint.channel.close()
+
+    def described(self) -> list[DescriptionT]:
+        """What the reachable endpoints said of themselves."""
+        return [
+            endpoint.description
+            for endpoint in self.endpoints
+            if endpoint.reachable and endpoint.description is not None
+        ]
+
+    @property
+    def slots(self) -> int:
+        """Calls that the reachable endpoints take at once."""
+        return sum(endpoint.slots for endpoint in self.endpoints if endpoint.reachable)
+
+    def circuits(self) -> dict[str, Circuit]:
+        """State of every breaker by address."""
+        now = time.monotonic()
+        return {endpoint.address: endpoint.breaker.circuit(now) for endpoint in self.endpoints}
+
+    def update(
+        self, endpoint: Endpoint[DescriptionT], description: DescriptionT | None, slots: int, *, reachable: bool
+    ) -> None:
+        """Note what an endpoint said of itself, or that it did not answer."""
+        endpoint.description = description or endpoint.description
+        endpoint.slots = max(1, slots) if reachable else endpoint.slots
+        if reachable and not endpoint.reachable:
+            endpoint.breaker = endpoint.breaker.succeeded()
+        endpoint.reachable = reachable
+        self._wake()
+
+    @contextlib.asynccontextmanager
+    async def slot(
+        self, *, fits: Callable[[DescriptionT], bool] = lambda _: True, wait_seconds: float
+    ) -> AsyncIterator[Endpoint[DescriptionT]]:
+        """An endpoint with a free slot, waited for at most so long; the outcome of the block moves its breaker.
+
+        Raises `Unavailable` if none became free.
+        """
+        endpoint = await self._acquire(fits, wait_seconds)
+        try:
+            yield endpoint
+        except FAULTS:
+            endpoint.breaker = endpoint.breaker.failed(time.monotonic())
+            raise
+        except RushesError:
+            endpoint.breaker = endpoint.breaker.succeeded()
+            raise
+        except BaseException:
+            endpoint.breaker = endpoint.breaker.abandoned()
+            raise
+        else:
+            endpoint.breaker = endpoint.breaker.succeeded()
+        finally:
+            endpoint.outstanding -= 1
+            self._wake()
+
+    def _wake(self) -> None:
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+    async def _acquire(self, fits: Callable[[DescriptionT], bool], wait_seconds: float) -> Endpoint[DescriptionT]:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            now = time.monotonic()
+            free = [
+                endpoint
+                for endpoint in self.endpoints
+                if endpoint.reachable
+                and endpoint.description is not None
+                and fits(endpoint.description)
+                and endpoint.outstanding < endpoint.slots
+                and endpoint.breaker.allows(now)
+            ]
+            if free:
+                endpoint = min(free, key=lambda one: one.outstanding / one.slots)
+                endpoint.outstanding += 1
+                endpoint.breaker = endpoint.breaker.begun(now)
+                return endpoint
+            if now >= deadline:
+                raise Unavailable(f"No {self.stage} is free.", reason="STAGE_UNAVAILABLE")
+            with contextlib.suppress(TimeoutError):
+                # A breaker that becomes half-open rings no bell.
+                await asyncio.wait_for(self._bell.wait(), min(0.25, deadline - now))

@@ -1,0 +1,240 @@
+"""What callers do with generations: create, read, list, cancel, delete."""
+
+import secrets as entropy
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from sqlalchemy import case, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.gateway.fair_queue import Backlog, rank, tags
+from services.gateway.store.database import Database
+from services.gateway.store.ending import EventOf, end
+from services.gateway.store.job import Job, NewJob, Outcome, RequestIdReused, StoredEvent, UnknownGeneration
+from services.gateway.store.tables import events, flows, generations, previews, secrets, tier_clocks
+from services.gateway.store.transitions import TERMINAL, State
+
+QUEUE_TOPIC = "queue"
+QUEUED = text(f"generations.state = {State.QUEUED:d}")
+RUNNING = text(f"generations.state = {State.RUNNING:d}")
+"""Written out, not bound: a partial index serves only a condition that the planner can read."""
+
+
+def topic(generation_id: str) -> str:
+    """The topic that rings when a generation has a new event or is to be cancelled."""
+    return f"generation:{generation_id}"
+
+
+class JobStore:
+    """Generations as their owners see them. A tenant only ever reaches its own."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float], terminal_event: EventOf) -> None:
+        self._database = database
+        self._clock = clock
+        self._terminal_event = terminal_event
+
+    async def create(self, new: NewJob, *, queued_event: EventOf) -> tuple[Job, bool]:
+        """Queue a generation; the same request id again answers the first one, and False.
+
+        Raises `RequestIdReused` if the request id came with another request.
+        """
+        known = await self.find_request(new.tenant, new.request_id, new.request_digest)
+        if known is not None:
+            return known, False
+        now = self._clock()
+        try:
+            async with self._database.write() as connection:
+                job = await self._insert(connection, new, now, queued_event)
+                await self._database.ring(connection, QUEUE_TOPIC)
+        except IntegrityError:
+            first = await self.find_request(new.tenant, new.request_id, new.request_digest)
+            if first is None:
+                raise
+            return first, False
+        self._database.notifications.ring(QUEUE_TOPIC)
+        return job, True
+
+    async def find_request(self, tenant: str, request_id: str, digest: str) -> Job | None:
+        """The generation that a request id made; `RequestIdReused` if its request was another one."""
+        query = select(generations).where(generations.c.tenant == tenant, generations.c.request_id == request_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        if row.request_digest != digest:
+            raise RequestIdReused(row.id)
+        return Job.from_row(row)
+
+    async def _insert(self, connection: AsyncConnection, new: NewJob, now: float, queued_event: EventOf) -> Job:
+        virtual_time = (
+            await connection.execute(select(tier_clocks.c.virtual_time).where(tier_clocks.c.tier == new.tier))
+        ).scalar_one_or_none()
+        flow = (flows.c.tier == new.tier) & (flows.c.tenant == new.tenant)
+        finish_tag = (await connection.execute(select(flows.c.finish_tag).where(flow))).scalar_one_or_none()
+        work_tags = tags(
+            virtual_time=virtual_time or 0.0, finish_tag=finish_tag or 0.0, cost=new.cost, weight=new.weight
+        )
+        upsert = (postgresql if self._database.postgres else sqlite).insert(flows)
+        await connection.execute(
+            upsert.values(tier=new.tier, tenant=new.tenant, finish_tag=work_tags.finish).on_conflict_do_update(
+                index_elements=["tier", "tenant"], set_={"finish_tag": work_tags.finish}
+            )
+        )
+        row = (
+            await connection.execute(
+                insert(generations)
+                .values(
+                    id=new.id,
+                    tenant=new.tenant,
+                    tier=new.tier,
+                    state=State.QUEUED,
+                    request_id=new.request_id,
+                    request_digest=new.request_digest,
+                    fingerprint=new.fingerprint,
+                    spec=new.spec,
+                    cost=new.cost,
+                    start_tag=work_tags.start,
+                    rank=rank(start_tag=work_tags.start, created=now),
+                    created=now,
+                    last_sequence=1,
+                    traceparent=new.traceparent,
+                )
+                .returning(*generations.c)
+            )
+        ).one()
+        job = Job.from_row(row)
+        await connection.execute(
+            insert(events).values(generation_id=job.id, sequence=1, epoch=0, created=now, payload=queued_event(job))
+        )
+        return job
+
+    async def get(self, generation_id: str, tenant: str) -> Job:
+        """One generation. Raises `UnknownGeneration`."""
+        query = select(generations).where(generations.c.id == generation_id, generations.c.tenant == tenant)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise UnknownGeneration(generation_id)
+        return Job.from_row(row)
+
+    async def page(self, tenant: str, *, states: Collection[State], before: str | None, limit: int) -> list[Job]:
+        """At most `limit` generations, newest first, older than the id `before`."""
+        query = select(generations).where(generations.c.tenant == tenant)
+        if states:
+            query = query.where(generations.c.state.in_(states))
+        if before is not None:
+            query = query.where(generations.c.id < before)
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(generations.c.id.desc()).limit(limit))
+            return [Job.from_row(row) for row in rows]
+
+    async def events(self, generation_id: str, *, after: int, limit: int) -> Sequence[StoredEvent]:
+        """At most `limit` events with a sequence greater than `after`, in order."""
+        query = (
+            select(events.c.sequence, events.c.epoch, events.c.created, events.c.payload)
+            .where(events.c.generation_id == generation_id, events.c.sequence > after)
+            .order_by(events.c.sequence)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [StoredEvent(**row._mapping) for row in await connection.execute(query)]
+
+    async def preview(self, generation_id: str) -> tuple[int, bytes] | None:
+        """Version and payload of the latest preview of a running generation."""
+        query = select(previews.c.version, previews.c.payload).where(previews.c.generation_id == generation_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else (row.version, row.payload)
+
+    async def cancel(self, generation_id: str, tenant: str) -> Job:
+        """Cancel: at once if queued; if running, ask its owner to. What has ended stays as it ended.
+
+        Raises `UnknownGeneration`.
+        """
+        now = self._clock()
+        async with self._database.write() as connection:
+            mine = (generations.c.id == generation_id) & (generations.c.tenant == tenant)
+            query = select(generations).where(mine)
+            row = (await connection.execute(query.with_for_update())).one_or_none()
+            if row is None:
+                raise UnknownGeneration(generation_id)
+            job = Job.from_row(row)
+            if job.state is State.QUEUED:
+                ended = await end(
+                    connection,
+                    generation_id=generation_id,
+                    lease=None,
+                    outcome=Outcome(state=State.CANCELLED),
+                    now=now,
+                    terminal_event=self._terminal_event,
+                )
+                job = ended or job
+            elif job.state is State.RUNNING:
+                await connection.execute(update(generations).where(mine).values(cancel_requested=True))
+            await self._database.ring(connection, topic(generation_id))
+        self._database.notifications.ring(topic(generation_id))
+        return job
+
+    async def delete(self, generation_id: str, tenant: str) -> bool:
+        """Delete a generation that has ended, and its events; False if it is live. Raises `UnknownGeneration`."""
+        mine = (generations.c.id == generation_id) & (generations.c.tenant == tenant)
+        async with self._database.write() as connection:
+            state = (await connection.execute(select(generations.c.state).where(mine))).scalar_one_or_none()
+            if state is None:
+                raise UnknownGeneration(generation_id)
+            if state not in TERMINAL:
+                return False
+            await connection.execute(delete(generations).where(mine))
+        return True
+
+    async def backlog(self, *, tier: int, before: float) -> tuple[Backlog, Mapping[int, Backlog], float, int]:
+        """Queued work: ahead of rank `before` in `tier`, and in the other tiers; cost and number of what runs."""
+        ahead = case((generations.c.tier != tier, 1), (generations.c.rank < before, 1), else_=0)
+        query = (
+            select(generations.c.tier, func.sum(ahead), func.sum(ahead * generations.c.cost))
+            .where(QUEUED)
+            .group_by(generations.c.tier)
+        )
+        running = select(func.count(), func.sum(generations.c.cost * (1.0 - generations.c.progress))).where(RUNNING)
+        async with self._database.read() as connection:
+            found = {
+                row[0]: Backlog(count=int(row[1] or 0), cost=float(row[2] or 0.0))
+                for row in await connection.execute(query)
+            }
+            count, cost = (await connection.execute(running)).one()
+        return found.pop(tier, Backlog()), found, float(cost or 0.0), int(count)
+
+    async def queued_count(self, tenant: str | None = None) -> int:
+        """Generations that wait, of one tenant or of all."""
+        query = select(func.count()).select_from(generations).where(QUEUED)
+        if tenant is not None:
+            query = query.where(generations.c.tenant == tenant)
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def finished(self, tenant: str, fingerprint: str) -> Job | None:
+        """The latest succeeded generation of this fingerprint, if there is one."""
+        query = (
+            select(generations)
+            .where(
+                generations.c.tenant == tenant,
+                generations.c.fingerprint == fingerprint,
+                generations.c.state == State.SUCCEEDED,
+            )
+            .order_by(generations.c.id.desc())
+            .limit(1)
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else Job.from_row(row)
+
+    async def secret(self, name: str) -> bytes:
+        """A random key of 32 bytes that all gateways of this database share."""
+        async with self._database.write() as connection:
+            upsert = (postgresql if self._database.postgres else sqlite).insert(secrets)
+            await connection.execute(
+                upsert.values(name=name, value=entropy.token_bytes(32)).on_conflict_do_nothing(index_elements=["name"])
+            )
+            value = await connection.execute(select(secrets.c.value).where(secrets.c.name == name))
+            return bytes(value.scalar_one())

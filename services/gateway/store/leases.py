@@ -1,0 +1,284 @@
+"""What workers do with generations: claim, heartbeat, write under the lease, finish; and the reaper."""
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Select, bindparam, func, insert, select, union_all, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.gateway.fair_queue import Tier, TierClock, advance, choose_tier
+from services.gateway.store.database import Database
+from services.gateway.store.ending import EventOf, end
+from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
+from services.gateway.store.jobs import QUEUE_TOPIC, QUEUED, RUNNING, topic
+from services.gateway.store.tables import events, generations, previews, tenants, tier_clocks
+from services.gateway.store.transitions import State
+
+WHOLE_QUEUE = 0
+"""The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
+
+
+class LeaseStore:
+    """Generations as their workers see them. Every write after the claim is fenced by the lease's epoch.
+
+    A write raises `LeaseLost` when the epoch is past: whoever holds it must stop, and can publish nothing.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        tiers: Sequence[Tier],
+        lease_seconds: float,
+        clock: Callable[[], float],
+        terminal_event: EventOf,
+    ) -> None:
+        self._database = database
+        self._tiers = {tier.number: tier for tier in tiers}
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._terminal_event = terminal_event
+        self._heads = union_all(*(select(_head(number).subquery()) for number in self._tiers))
+
+    async def claim(self, owner: str, *, started_event: EventOf) -> tuple[Lease, Job] | None:
+        """Lease the generation that fair queueing serves next, or None if none may run."""
+        now = self._clock()
+        async with self._database.write() as connection:
+            clocks = {
+                row.tier: TierClock(start_tag=row.start_tag, virtual_time=row.virtual_time)
+                for row in await connection.execute(select(tier_clocks).order_by(tier_clocks.c.tier).with_for_update())
+            }
+            heads = {row.tier: row for row in await connection.execute(self._heads, {"now": now})}
+            capped = await self._capped(connection)
+            virtual_time = clocks.get(WHOLE_QUEUE, TierClock()).start_tag
+            tier = choose_tier(
+                virtual_time=virtual_time,
+                clocks=clocks,
+                backlogged=[self._tiers[number] for number in heads if number not in capped],
+            )
+            if tier is None:
+                return None
+            head = heads[tier.number]
+            job = await self._take(connection, head.id, owner, now)
+            if job is None:
+                return None
+            clock = clocks.get(tier.number, TierClock())
+            virtual_time, clock = advance(
+                virtual_time=virtual_time, clock=clock, tier=tier, cost=job.cost, start_tag=job.start_tag
+            )
+            await self._set_clock(connection, WHOLE_QUEUE, TierClock(start_tag=virtual_time))
+            await self._set_clock(connection, tier.number, clock)
+            await _insert_events(connection, job, [started_event(job)], now)
+            await self._database.ring(connection, topic(job.id))
+        self._database.notifications.ring(topic(job.id))
+        return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
+
+    async def _capped(self, connection: AsyncConnection) -> set[int]:
+        caps = {number: tier.max_running for number, tier in self._tiers.items() if tier.max_running is not None}
+        if not caps:
+            return set()
+        counts = select(generations.c.tier, func.count()).where(RUNNING).group_by(generations.c.tier)
+        return {row[0] for row in await connection.execute(counts) if row[0] in caps and row[1] >= caps[row[0]]}
+
+    async def _take(self, connection: AsyncConnection, generation_id: str, owner: str, now: float) -> Job | None:
+        statement = (
+            update(generations)
+            .where(generations.c.id == generation_id, generations.c.state == State.QUEUED)
+            .values(
+                state=State.RUNNING,
+                lease_owner=owner,
+                lease_epoch=generations.c.lease_epoch + 1,
+                lease_until=now + self._lease_seconds,
+                attempt=generations.c.attempt + 1,
+                started=func.coalesce(generations.c.started, now),
+                last_sequence=generations.c.last_sequence + 1,
+            )
+            .returning(*generations.c)
+        )
+        row = (await connection.execute(statement)).one_or_none()
+        return None if row is None else Job.from_row(row)
+
+    async def _set_clock(self, connection: AsyncConnection, tier: int, clock: TierClock) -> None:
+        values = {"start_tag": clock.start_tag, "virtual_time": clock.virtual_time}
+        upsert = (postgresql if self._database.postgres else sqlite).insert(tier_clocks)
+        await connection.execute(
+            upsert.values(tier=tier, **values).on_conflict_do_update(index_elements=["tier"], set_=values)
+        )
+
+    async def heartbeat(self, lease: Lease) -> Job:
+        """Extend the lease; the answer says whether a cancellation was asked for."""
+        until = self._clock() + self._lease_seconds
+        async with self._database.write() as connection:
+            return await _fenced(connection, lease, {"lease_until": until})
+
+    async def append(self, lease: Lease, payloads: Sequence[bytes], **changes: object) -> Job:
+        """Write events, and `changes` of the job's columns with them, in one transaction."""
+        now = self._clock()
+        async with self._database.write() as connection:
+            values = {**changes, "last_sequence": generations.c.last_sequence + len(payloads)}
+            job = await _fenced(connection, lease, values)
+            await _insert_events(connection, job, payloads, now)
+            await self._database.ring(connection, topic(lease.id))
+        self._database.notifications.ring(topic(lease.id))
+        return job
+
+    async def preview(self, lease: Lease, version: int, payload: bytes) -> None:
+        """Replace the latest preview, for watchers of other gateways."""
+        values = {"version": version, "payload": payload}
+        async with self._database.write() as connection:
+            await _fenced(connection, lease, {"lease_owner": lease.owner})
+            upsert = (postgresql if self._database.postgres else sqlite).insert(previews)
+            await connection.execute(
+                upsert.values(generation_id=lease.id, **values).on_conflict_do_update(
+                    index_elements=["generation_id"], set_=values
+                )
+            )
+            await self._database.ring(connection, topic(lease.id))
+
+    async def finish(self, lease: Lease, outcome: Outcome) -> Job:
+        """End the generation."""
+        now = self._clock()
+        async with self._database.write() as connection:
+            job = await end(
+                connection,
+                generation_id=lease.id,
+                lease=lease,
+                outcome=outcome,
+                now=now,
+                terminal_event=self._terminal_event,
+            )
+            if job is None:
+                raise LeaseLost(lease.id)
+            await self._database.ring(connection, topic(lease.id))
+        self._database.notifications.ring(topic(lease.id))
+        return job
+
+    async def release(self, lease: Lease) -> None:
+        """Put the generation back into the queue, as work that was not lost."""
+        async with self._database.write() as connection:
+            await _fenced(connection, lease, _requeued())
+            await self._database.ring(connection, QUEUE_TOPIC)
+        self._database.notifications.ring(QUEUE_TOPIC)
+
+    async def reap(
+        self, *, max_losses: int, back_off: Callable[[int], float], failure: Callable[[Job], bytes]
+    ) -> list[Job]:
+        """Take back the generations whose leases have expired: into the queue, or after the last loss to an end.
+
+        `back_off` gives the seconds to wait after so many losses, `failure` the reason of the end.
+        """
+        now = self._clock()
+        expired = select(generations).where(RUNNING, generations.c.lease_until < now).limit(100)
+        async with self._database.read() as connection:
+            found = [Job.from_row(row) for row in await connection.execute(expired)]
+        return [job for lost in found if (job := await self._reap(lost, now, max_losses, back_off, failure))]
+
+    async def _reap(
+        self,
+        lost: Job,
+        now: float,
+        max_losses: int,
+        back_off: Callable[[int], float],
+        failure: Callable[[Job], bytes],
+    ) -> Job | None:
+        lease = Lease(id=lost.id, owner=lost.lease_owner or "", epoch=lost.lease_epoch)
+        async with self._database.write() as connection:
+            expired = (generations.c.id == lost.id) & (generations.c.lease_until < now)
+            values = {"losses": generations.c.losses + 1, "lease_epoch": generations.c.lease_epoch + 1}
+            row = (
+                await connection.execute(
+                    update(generations)
+                    .where(expired, generations.c.lease_epoch == lease.epoch, generations.c.state == State.RUNNING)
+                    .values(values)
+                    .returning(*generations.c)
+                )
+            ).one_or_none()
+            if row is None:
+                return None
+            job = Job.from_row(row)
+            lease = Lease(id=job.id, owner=lease.owner, epoch=job.lease_epoch)
+            outcome: Outcome | None = None
+            if job.cancel_requested:
+                outcome = Outcome(state=State.CANCELLED)
+            elif job.losses >= max_losses:
+                outcome = Outcome(state=State.FAILED, failure=failure(job))
+            if outcome is None:
+                job = await _fenced(connection, lease, {**_requeued(), "not_before": now + back_off(job.losses)})
+                await self._database.ring(connection, QUEUE_TOPIC)
+            else:
+                job = (
+                    await end(
+                        connection,
+                        generation_id=job.id,
+                        lease=lease,
+                        outcome=outcome,
+                        now=now,
+                        terminal_event=self._terminal_event,
+                    )
+                    or job
+                )
+            await self._database.ring(connection, topic(job.id))
+        self._database.notifications.ring(topic(job.id))
+        self._database.notifications.ring(QUEUE_TOPIC)
+        return job
+
+
+def _head(tier: int) -> Select[tuple[str, int]]:
+    at_cap = (
+        select(generations.c.tenant)
+        .join(tenants, tenants.c.name == generations.c.tenant)
+        .where(RUNNING, tenants.c.max_running.is_not(None))
+        .group_by(generations.c.tenant, tenants.c.max_running)
+        .having(func.count() >= tenants.c.max_running)
+    )
+    return (
+        select(generations.c.id, generations.c.tier)
+        .where(
+            QUEUED,
+            generations.c.tier == tier,
+            generations.c.not_before <= bindparam("now"),
+            generations.c.tenant.not_in(at_cap),
+        )
+        .order_by(generations.c.rank, generations.c.id)
+        .limit(1)
+    )
+
+
+def _requeued() -> dict[str, object]:
+    return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
+
+
+async def _fenced(connection: AsyncConnection, lease: Lease, values: dict[str, object]) -> Job:
+    statement = (
+        update(generations)
+        .where(
+            generations.c.id == lease.id,
+            generations.c.lease_epoch == lease.epoch,
+            generations.c.state == State.RUNNING,
+        )
+        .values(values)
+        .returning(*generations.c)
+    )
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise LeaseLost(lease.id)
+    return Job.from_row(row)
+
+
+async def _insert_events(connection: AsyncConnection, job: Job, payloads: Sequence[bytes], now: float) -> None:
+    if not payloads:
+        return
+    first = job.last_sequence - len(payloads) + 1
+    await connection.execute(
+        insert(events),
+        [
+            {
+                "generation_id": job.id,
+                "sequence": first + offset,
+                "epoch": job.lease_epoch,
+                "created": now,
+                "payload": payload,
+            }
+            for offset, payload in enumerate(payloads)
+        ],
+    )
