@@ -260,7 +260,7 @@ def _write_manifest(folder: Path, size: Size, defaults: Mapping[str, object]) ->
     _write_json(folder / "rushes.json", manifest)
 
 
-def _write_config(folder: Path, module: Any) -> None:  # noqa: ANN401  (two libraries, no common type)
+def _write_config(folder: Path, module: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(module, "save_config"):
         module.save_config(folder)

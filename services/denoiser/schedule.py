@@ -88,7 +88,7 @@ def _unshifted(solver: Solver, rule: SigmaRule, steps: int, shift: float) -> Seq
 
 
 def _evenly(start: float, stop: float, intervals: int) -> list[float]:
-    """`intervals` + 1 numbers from `start` to `stop`, in numpy's own order of operations, since timesteps are truncated."""
+    """`intervals` + 1 numbers, computed in numpy's order of operations, since timesteps are truncated afterwards."""
     width = (stop - start) / intervals
     return [*(start + i * width for i in range(intervals)), stop]
 

@@ -25,7 +25,7 @@ class VideoShape:
             raise ValueError(f"num_frames must be 4k + 1, not {self.frames}")
 
     def latents(self, channels: int) -> "LatentShape":
-        """The shape of this clip's latents: the first frame has its own latent frame, every later one stands for four."""
+        """This clip's latents: the first frame has a latent frame of its own, every later one stands for four."""
         return LatentShape(
             channels=channels,
             frames=(self.frames - 1) // TEMPORAL_STRIDE + 1,

@@ -1,9 +1,9 @@
 """One expert's forward pass, arranged so that nothing is computed twice in a run.
 
 The weights and their names are diffusers' `WanTransformer3DModel`; the mathematics is Wan's `wan/modules/model.py`.
-Against the module's own `forward`: keys and values of the text are computed once a run and the modulation of all blocks once a
-step; positive and negative prompt share everything before the first cross-attention; modulation and normalisation
-are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
+Against the module's own `forward`: keys and values of the text are computed once a run and the modulation of all blocks
+once a step; positive and negative prompt share everything before the first cross-attention; normalisation and
+modulation are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 
 from services.denoiser.shapes import LatentShape
 
@@ -20,7 +20,7 @@ from services.denoiser.shapes import LatentShape
 class Context:
     """What a run of one expert reuses at every step.
 
-    `keys` and `values`: one a block, [B, heads, text length, head_dim]. `rotation`: [tokens, 1, head_dim / 2] complex64.
+    `keys` and `values`: one a block, [B, heads, text length, head_dim]. `rotation`: [tokens, 1, head_dim / 2], complex.
     """
 
     keys: tuple[torch.Tensor, ...]
@@ -74,26 +74,18 @@ class Transformer:
         hidden = self._patches(x.to(self.device, self.dtype), shape)
         modulations, head = self._modulation(timestep)
         for i, block in enumerate(self.module.blocks):
-            hidden = self._block(
-                block, hidden, modulations[i], context.keys[i], context.values[i], context.rotation
-            )
+            hidden = self._block(i, block, hidden, modulations[i], context)
         hidden = _norm(hidden, head[1], head[0], self.module.norm_out.eps)
         return self._unpatched(self.module.proj_out(hidden), shape).float()
 
     def _block(
-        self,
-        block: WanTransformerBlock,
-        x: torch.Tensor,
-        modulation: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        rotation: torch.Tensor,
+        self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulation: torch.Tensor, context: Context
     ) -> torch.Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), rotation)
+        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), context.rotation)
         x = _gated(x, attended, gate)
         queried = block.norm2(x.float()).type_as(x)
-        x = x + self._cross_attention(block.attn2, queried, keys, values)
+        x = x + self._cross_attention(block.attn2, queried, context.keys[i], context.values[i])
         expand, _, contract = block.ffn.net
         # In place: the widest tensor of the block is not allocated a second time.
         wide = torch.ops.aten.gelu_(expand.proj(_norm(x, ffn_scale, ffn_shift, block.norm3.eps)), approximate="tanh")
@@ -117,7 +109,7 @@ class Transformer:
         return x.unflatten(2, (self._heads, -1)).transpose(1, 2)
 
     def _rotated(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """Rotary position embedding: pairs of channels turned by the token's angle; [B, L, D] to [B, heads, L, head_dim]."""
+        """Pairs of channels turned by their token's angles (RoPE); [B, L, D] to [B, heads, L, head_dim]."""
         pairs = torch.view_as_complex(x.float().unflatten(2, (self._heads, -1, 2)))
         return torch.view_as_real(pairs * rotation).flatten(3).transpose(1, 2).type_as(x)
 

@@ -4,44 +4,41 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import torch
+
+from services.chassis.errors import FailedPrecondition
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_END = object()
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_END: Final = object()
 
 
 def choose_device(wanted: str) -> torch.device:
     """`auto` is the first CUDA device where there is one, else the CPU; `cpu` and `cuda:N` are themselves.
 
-    Raises `ValueError` for another word and for a CUDA device that is not there.
+    Raises `FailedPrecondition` for a CUDA device that is not there.
     """
     if wanted == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is auto, cpu or cuda:N, not {wanted}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{wanted} is not there: {torch.cuda.device_count()} CUDA devices are visible")
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise FailedPrecondition(
+                f"{wanted} is not there: {found} CUDA devices are visible.", reason="DEVICE_MISSING"
+            )
     return device
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 on the CPU; otherwise `float32`, `bfloat16` or `float16`.
-
-    Raises `ValueError` for another word.
-    """
+    """`auto` is bfloat16 on CUDA and float32 on the CPU; otherwise `float32`, `bfloat16` or `float16`."""
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if wanted not in DTYPES:
-        raise ValueError(f"dtype is auto, {', '.join(DTYPES)}, not {wanted}")
     return DTYPES[wanted]
 
 

@@ -23,7 +23,7 @@ CLASSES: Mapping[str, str] = MappingProxyType(
         "text_encoder": "UMT5EncoderModel",
     }
 )
-"""The class that each component with weights must have; `transformer` is the high-noise expert, `transformer_2` the low-noise one."""
+"""The class of each component with weights; `transformer` is the high-noise expert, `transformer_2` the low-noise."""
 
 _SAMPLE_BYTES = 64 * 1024
 

@@ -79,9 +79,7 @@ def check_complete(component: Component, cls: type[nn.Module]) -> int:
                 seen.add(key)
                 entry = stream.get_slice(key)
                 if tuple(entry.get_shape()) != tuple(expected.shape):
-                    raise ModelRefused(
-                        file, f"{key} has shape {tuple(entry.get_shape())}, not {tuple(expected.shape)}"
-                    )
+                    raise ModelRefused(file, f"{key} has shape {tuple(entry.get_shape())}, not {tuple(expected.shape)}")
                 if entry.get_dtype() not in _FLOATS:
                     raise ModelRefused(file, f"{key} is {entry.get_dtype()}, not a floating-point tensor")
                 for name in names[key]:
@@ -96,13 +94,13 @@ def empty_module(component: Component, cls: type[ModuleT]) -> ModuleT:
     config: Any = dict(component.config)
     with init_empty_weights(include_buffers=False):
         if hasattr(cls, "load_config"):
-            built = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})  # type: ignore[attr-defined]  # diffusers' ConfigMixin
+            built = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
         else:
-            built = cls(cls.config_class.from_dict(config))  # type: ignore[attr-defined]  # transformers' PreTrainedModel
+            built = cls(cls.config_class.from_dict(config))
     return cast("ModuleT", built)
 
 
-def _open(component: Component, shard: Path, device: str = "cpu") -> Any:  # noqa: ANN401  (safetensors ships no types for its handle)
+def _open(component: Component, shard: Path, device: str = "cpu") -> Any:
     try:
         return safe_open(shard, framework="pt", device=device)
     except (SafetensorError, OSError) as refused:

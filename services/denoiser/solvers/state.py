@@ -1,7 +1,7 @@
 """What a solver knows between two steps."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -26,6 +26,15 @@ class SolverState:
     def start(cls, noise: torch.Tensor) -> "SolverState":
         """The state before the first step."""
         return cls(step=0, x=noise)
+
+    def to(self, device: torch.device) -> "SolverState":
+        """The same state on `device`."""
+        return replace(
+            self,
+            x=self.x.to(device),
+            x_last=None if self.x_last is None else self.x_last.to(device),
+            denoised=tuple(tensor.to(device) for tensor in self.denoised),
+        )
 
 
 SolverStep: TypeAlias = Callable[[SolverState, torch.Tensor, Sequence[float]], SolverState]

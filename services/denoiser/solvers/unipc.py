@@ -1,7 +1,7 @@
 """UniPC of order 2 with B(h) = e^h - 1 ("bh2"), predicting x_0 (Zhao et al., arXiv:2302.04867, algorithms 5 to 8).
 
-Equal to Wan's `fm_solvers_unipc.py` and to diffusers' `UniPCMultistepScheduler` for flow prediction, corrector on at every
-step but the first, and the last step of first order.
+Equal to Wan's `fm_solvers_unipc.py` and to diffusers' `UniPCMultistepScheduler` for flow prediction: the corrector is
+on at every step but the first, and the last step is of first order.
 """
 
 import math
@@ -22,9 +22,7 @@ def step(state: SolverState, v: torch.Tensor, sigmas: Sequence[float]) -> Solver
     x = state.x if state.x_last is None else _correct(state, state.x_last, m_t, sigmas)
     denoised = (*state.denoised[-1:], m_t)
     order = min(ORDER, len(sigmas) - 1 - i, state.order + 1)
-    return SolverState(
-        step=i + 1, x=_predict(x, denoised, order, i, sigmas), x_last=x, denoised=denoised, order=order
-    )
+    return SolverState(step=i + 1, x=_predict(x, denoised, order, i, sigmas), x_last=x, denoised=denoised, order=order)
 
 
 def _predict(

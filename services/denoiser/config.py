@@ -1,0 +1,23 @@
+"""What the denoiser can be told."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.model.config import ModelServiceConfig
+
+
+class DenoiserConfig(ModelServiceConfig):
+    """The configuration of one denoiser process."""
+
+    experts: Literal["high", "low", "both"] = Field("both", description="which experts this process loads and serves")
+    slots: int = Field(1, ge=1, le=64, description="generations that may be denoised at once, step by step in turn")
+    retry_after_seconds: float = Field(
+        5.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"
+    )
+    guidance_batch: Literal["auto", "on", "off"] = Field(
+        "auto", description="evaluate positive and negative prompt in one batch; auto does so for small clips"
+    )
+    strict_reference: bool = Field(
+        False, description="refuse to start where the model differs from Wan's reference in anything that is checked"
+    )

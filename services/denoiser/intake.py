@@ -1,0 +1,191 @@
+"""Reads the caller's stream into checked work, before anything touches the device."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
+from services.chassis.bundles import Bundle, BundleReceiver, unpack
+from services.chassis.errors import FailedPrecondition, InvalidRequest
+from services.denoiser.checkpoint import StateMismatch, read_state
+from services.denoiser.conditioning import Conditioning
+from services.denoiser.guidance import Guidance
+from services.denoiser.plan import Plan, fingerprint
+from services.denoiser.pool import ExpertPool
+from services.denoiser.previews import PreviewRequest
+from services.denoiser.session import CheckpointPolicy, Work
+from services.denoiser.settings import Settings
+from services.denoiser.shapes import VideoShape
+from services.denoiser.solvers import SolverState
+from services.denoiser.wire import ENCODINGS, SIGMA_RULES, SOLVERS
+from services.model.bundles import to_tensors
+
+_HEADER_BYTES = 64 * 1024
+_STATE_TENSORS = 4
+
+Requests = AsyncIterator[denoiser_pb2.DenoiseRequest]
+
+
+async def read_work(requests: Requests, pool: ExpertPool) -> Work:
+    """The work that `requests` order.
+
+    Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk, and `FailedPrecondition` for a state
+    of another run or for steps whose expert is not here.
+    """
+    start = await _start(requests)
+    _check_limits(start, pool)
+    plan = make_plan(start, pool)
+    conditioning_limit = 2 * pool.manifest.text.max_length * pool.first.text_dim * 4 + _HEADER_BYTES
+    _check_size("start.conditioning_size", start.conditioning_size, conditioning_limit)
+    _check_size("start.state_size", start.state_size, _STATE_TENSORS * plan.latents.numel * 4 + _HEADER_BYTES)
+    conditioning = _conditioning(
+        await _bundle(requests, tensors_pb2.BUNDLE_KIND_CONDITIONING, start.conditioning_size), pool, plan
+    )
+    state = None
+    if start.state_size:
+        state = _state(await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size), plan)
+    async for _ in requests:
+        raise InvalidRequest.of("chunk", "must not follow a complete stream")
+    policy = start.checkpoints
+    return Work(
+        plan=plan,
+        conditioning=conditioning,
+        state=state,
+        previews=_previews(start.previews) if start.HasField("previews") else None,
+        checkpoints=CheckpointPolicy(
+            every_seconds=policy.every_seconds if policy.HasField("every_seconds") else None,
+            every_steps=policy.every_steps,
+        ),
+    )
+
+
+def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> Plan:
+    """What `start` asks of `pool`: settings filled in from the model's defaults, and the range of steps."""
+    settings = _settings(start.sampling, pool)
+    schedule = settings.schedule()
+    shape = VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames)
+    latents = shape.latents(pool.first.channels)
+    plan = Plan(
+        shape=shape,
+        latents=latents,
+        settings=settings,
+        schedule=schedule,
+        seed=start.seed,
+        first_step=start.first_step,
+        end_step=start.end_step if start.HasField("end_step") else schedule.steps,
+        fingerprint=fingerprint(pool.fingerprint, pool.dtype_name, settings, schedule, latents),
+    )
+    if plan.first_step >= schedule.steps:
+        raise InvalidRequest.of("start.first_step", f"must be less than the schedule's {schedule.steps} steps")
+    if not plan.first_step < plan.end_step <= schedule.steps:
+        raise InvalidRequest.of(
+            "start.end_step", f"must be greater than first_step and at most the schedule's {schedule.steps} steps"
+        )
+    if (plan.first_step > 0) != (start.state_size > 0):
+        raise InvalidRequest.of("start.state_size", "must be greater than 0 exactly if first_step is")
+    return _within_held_experts(plan, pool, open_ended=not start.HasField("end_step"))
+
+
+def _within_held_experts(plan: Plan, pool: ExpertPool, *, open_ended: bool) -> Plan:
+    missing = [step for step in range(plan.first_step, plan.end_step) if plan.expert(step) not in pool.experts]
+    if not missing:
+        return plan
+    if open_ended and missing[0] > plan.first_step:
+        return replace(plan, end_step=missing[0])
+    expert = plan.expert(missing[0]).name.lower()
+    raise FailedPrecondition(
+        f"Step {missing[0]} belongs to the {expert}-noise expert, which is not held here.",
+        reason="EXPERT_NOT_HELD",
+    )
+
+
+async def _start(requests: Requests) -> denoiser_pb2.DenoiseStart:
+    async for request in requests:
+        if request.WhichOneof("message") == "start":
+            return request.start
+        break
+    raise InvalidRequest.of("start", "must be the first message")
+
+
+def _check_limits(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> None:
+    limits = pool.manifest.limits
+    if start.model and start.model != pool.manifest.id:
+        raise InvalidRequest.of(
+            "start.model", f"must be {pool.manifest.id}, the model that is loaded", reason="UNKNOWN_MODEL"
+        )
+    for name, value, limit in (
+        ("start.shape.width", start.shape.width, limits.max_width),
+        ("start.shape.height", start.shape.height, limits.max_height),
+        ("start.shape.num_frames", start.shape.num_frames, limits.max_frames),
+        ("start.sampling.steps", start.sampling.steps, limits.max_steps),
+    ):
+        if value > limit:
+            raise InvalidRequest.of(name, f"must be at most {limit}")
+
+
+def _settings(sampling: sampling_pb2.SamplingSettings, pool: ExpertPool) -> Settings:
+    defaults = pool.defaults
+    solvers = {number: solver for solver, number in SOLVERS.items()}
+    rules = {number: rule for rule, number in SIGMA_RULES.items()}
+
+    def stated(name: str, default: float) -> float:
+        return float(getattr(sampling, name)) if sampling.HasField(name) else default  # type: ignore[arg-type]  # one of its own fields
+
+    return Settings(
+        solver=solvers.get(sampling.solver, defaults.solver),
+        sigma_rule=rules.get(sampling.sigma_rule, defaults.sigma_rule),
+        steps=int(stated("steps", defaults.steps)),
+        flow_shift=stated("flow_shift", defaults.flow_shift),
+        boundary_ratio=stated("boundary_ratio", defaults.boundary_ratio) if pool.has_boundary else 0.0,
+        guidance=Guidance(
+            high=stated("guidance_scale_high", defaults.guidance.high),
+            low=stated("guidance_scale_low", defaults.guidance.low),
+        ),
+    )
+
+
+def _previews(settings: sampling_pb2.PreviewSettings) -> PreviewRequest:
+    encodings = {number: name for name, number in ENCODINGS.items()}
+    return PreviewRequest(
+        every_steps=settings.every_steps,
+        max_edge=settings.max_edge,
+        frames=settings.frames or 1,
+        encoding="jpeg" if encodings.get(settings.format) == "jpeg" else "webp",
+    )
+
+
+def _check_size(field: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidRequest.of(field, f"must be at most {limit} bytes")
+
+
+async def _bundle(requests: Requests, kind: tensors_pb2.BundleKind.ValueType, size: int) -> Bundle:
+    receiver = BundleReceiver(kind, max_bytes=size)
+    async for request in requests:
+        if request.WhichOneof("message") != "chunk":
+            raise InvalidRequest.of("start", "must be sent once, as the first message")
+        if request.chunk.total_size != size:
+            raise InvalidRequest.of("chunk.total_size", f"must be the {size} bytes that start announced")
+        if receiver.feed(request.chunk):
+            break
+    return unpack(receiver.payload())
+
+
+def _conditioning(bundle: Bundle, pool: ExpertPool, plan: Plan) -> Conditioning:
+    try:
+        return Conditioning.of(
+            to_tensors(bundle, "cpu"),
+            max_length=pool.manifest.text.max_length,
+            text_dim=pool.first.text_dim,
+            needs_negative=plan.settings.guidance.needs_negative,
+        )
+    except ValueError as broken:
+        raise InvalidRequest.of("conditioning", str(broken), reason="BUNDLE_INVALID") from None
+
+
+def _state(bundle: Bundle, plan: Plan) -> SolverState:
+    try:
+        return read_state(to_tensors(bundle, "cpu"), bundle.metadata, plan)
+    except StateMismatch as mismatch:
+        raise FailedPrecondition(f"The solver state does not fit: {mismatch}.", reason="STATE_MISMATCH") from None
+    except ValueError as broken:
+        raise InvalidRequest.of("state", str(broken), reason="BUNDLE_INVALID") from None

@@ -1,0 +1,71 @@
+"""The experts that this process holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from services.denoiser.experts import Expert
+from services.denoiser.reference import Difference, differences
+from services.denoiser.settings import Settings
+from services.denoiser.transformer import Transformer
+from services.model.errors import ModelRefused
+from services.model.folder import ModelFolder
+from services.model.manifest import Manifest
+from services.model.weights import load_module
+
+_CHOICES: Mapping[str, tuple[Expert, ...]] = {
+    "high": (Expert.HIGH,),
+    "low": (Expert.LOW,),
+    "both": (Expert.HIGH, Expert.LOW),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertPool:
+    """Loaded experts of one model. A model of one transformer has no boundary: `Expert.HIGH` serves every step."""
+
+    experts: Mapping[Expert, Transformer]
+    manifest: Manifest
+    fingerprint: str
+    dtype: torch.dtype
+    device: torch.device
+    has_boundary: bool
+    differences: tuple[Difference, ...]
+
+    @classmethod
+    def load(cls, folder: ModelFolder, choice: str, dtype: torch.dtype, device: torch.device) -> "ExpertPool":
+        """Load the experts named by `choice`: `high`, `low` or `both`. Raises `ModelRefused`."""
+        has_boundary = folder.has(Expert.LOW)
+        wanted = [expert for expert in _CHOICES[choice] if has_boundary or expert is Expert.HIGH]
+        if not wanted:
+            raise ModelRefused("model_index.json", f"names no {Expert.LOW}, so there is no low-noise expert to load")
+        experts = {
+            expert: Transformer(load_module(folder.component(expert), WanTransformer3DModel, dtype, device))
+            for expert in wanted
+        }
+        return cls(
+            experts=experts,
+            manifest=folder.manifest,
+            fingerprint=folder.fingerprint,
+            dtype=dtype,
+            device=device,
+            has_boundary=has_boundary,
+            differences=differences(folder),
+        )
+
+    @property
+    def first(self) -> Transformer:
+        """One of the experts: they are of one shape."""
+        return next(iter(self.experts.values()))
+
+    @property
+    def dtype_name(self) -> str:
+        """The weights' type, for example `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def defaults(self) -> Settings:
+        """The model's default settings."""
+        return Settings.of(self.manifest.defaults)

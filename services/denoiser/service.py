@@ -1,0 +1,95 @@
+"""The denoiser as a gRPC service."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc
+from services.chassis.errors import FailedPrecondition, Unavailable
+from services.chassis.handlers import Context
+from services.chassis.lifecycle import Mounted
+from services.chassis.logs import logger
+from services.chassis.slots import Slots
+from services.denoiser.config import DenoiserConfig
+from services.denoiser.intake import Requests, read_work
+from services.denoiser.outbox import Outbox
+from services.denoiser.pool import ExpertPool
+from services.denoiser.previews import LatentProjection
+from services.denoiser.session import Session, Studio
+from services.denoiser.wire import accepted_message, description, messages
+from services.model.device import DeviceThread, choose_device, choose_dtype
+from services.model.folder import ModelFolder
+
+
+class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
+    """Runs ranges of solver steps for callers that hold a slot."""
+
+    def __init__(self, studio: Studio, slots: Slots) -> None:
+        self._studio = studio
+        self._slots = slots
+
+    async def Denoise(  # noqa: N802  (the name in the proto)
+        self, request_iterator: Requests, _context: Context
+    ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
+        """See `denoiser.proto`. The slot is free again only when the device has let go of the run."""
+        if self._studio.draining.is_set():
+            raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
+        async with self._slots.hold():
+            work = await read_work(request_iterator, self._studio.pool)
+            yield accepted_message(work.plan)
+            outbox = Outbox()
+            run = asyncio.create_task(Session(self._studio, work, outbox).run())
+            try:
+                async with aclosing(outbox.items()) as items:
+                    async for item in items:
+                        for message in messages(item, work.plan):
+                            yield message
+                await run
+            finally:
+                run.cancel()
+                await asyncio.wait([run])
+
+    async def DescribeDenoiser(  # noqa: N802  (the name in the proto)
+        self, _request: denoiser_pb2.DescribeDenoiserRequest, _context: Context
+    ) -> denoiser_pb2.DescribeDenoiserResponse:
+        """See `denoiser.proto`."""
+        return description(self._studio.pool, self._slots.capacity)
+
+
+@asynccontextmanager
+async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> AsyncIterator[Sequence[Mounted]]:
+    """Load the experts and serve them for the block.
+
+    Raises `ModelRefused` for a folder that must not be served, and `FailedPrecondition` for a model that differs from
+    the reference under `strict_reference`.
+    """
+    device = choose_device(config.device)
+    async with DeviceThread.open("denoiser-device") as thread:
+        folder = ModelFolder(config.model)
+        pool = await thread.run(ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), device)
+        _report_differences(pool, strict=config.strict_reference)
+        studio = Studio(
+            pool=pool,
+            thread=thread,
+            projection=LatentProjection(pool.manifest.latent_rgb, device),
+            guidance_batch=config.guidance_batch,
+            draining=draining,
+        )
+        servicer = DenoiserService(studio, Slots(config.slots, config.retry_after_seconds))
+        yield [
+            Mounted(
+                add_to_server=denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server,
+                servicer=servicer,
+                full_name="rushes.v1.DenoiserService",
+            )
+        ]
+
+
+def _report_differences(pool: ExpertPool, *, strict: bool) -> None:
+    for each in pool.differences:
+        logger(__name__).info("differs_from_reference", field=each.field, reference=each.reference, actual=each.actual)
+    if strict and pool.differences:
+        first = pool.differences[0]
+        raise FailedPrecondition(
+            f"{first.field} is {first.actual}, not the reference's {first.reference}.", reason="NOT_THE_REFERENCE"
+        )

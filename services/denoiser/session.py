@@ -1,0 +1,210 @@
+"""One run of the denoising loop on the device, reporting into an outbox."""
+
+import asyncio
+import time
+from collections.abc import Generator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import torch
+
+from services.chassis.bundles import pack
+from services.chassis.errors import Exhausted
+from services.chassis.telemetry import meter, tracer
+from services.denoiser.checkpoint import state_metadata, state_tensors
+from services.denoiser.conditioning import Conditioning
+from services.denoiser.darkroom import Darkroom
+from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
+from services.denoiser.pace import Pace
+from services.denoiser.plan import Plan
+from services.denoiser.pool import ExpertPool
+from services.denoiser.previews import LatentProjection, PreviewRequest
+from services.denoiser.sampler import denoise, prior
+from services.denoiser.solvers import SolverState, solver_step
+from services.denoiser.timing import TimedStep, timed
+from services.denoiser.velocity import BATCHED_TOKENS, GuidedVelocity
+from services.model.bundles import to_bundle
+from services.model.device import DeviceThread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointPolicy:
+    """When the state is sent while the run goes on: by device seconds (0: every step) and by count (0: never)."""
+
+    every_seconds: float | None = None
+    every_steps: int = 0
+
+    def due(self, steps: int, seconds: float) -> bool:
+        """Whether to send one, so many steps and seconds after the last."""
+        by_count = self.every_steps > 0 and steps >= self.every_steps
+        return by_count or (self.every_seconds is not None and seconds >= self.every_seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A checked order: what to run, with what, from where (None: from noise)."""
+
+    plan: Plan
+    conditioning: Conditioning
+    state: SolverState | None
+    previews: PreviewRequest | None
+    checkpoints: CheckpointPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Studio:
+    """What every run of this process shares."""
+
+    pool: ExpertPool
+    thread: DeviceThread
+    projection: LatentProjection
+    guidance_batch: str
+    draining: asyncio.Event
+
+
+class Session:
+    """Runs one `Work`. Whoever cancels `run` stops the device after the step in work."""
+
+    def __init__(self, studio: Studio, work: Work, outbox: Outbox) -> None:
+        self._studio = studio
+        self._work = work
+        self._plan = work.plan
+        self._outbox = outbox
+        self._pace = Pace()
+        self._device_seconds = 0.0
+        self._steps_run = 0
+        self._since_checkpoint = (0, 0.0)
+        self._step_seconds = meter().create_histogram(
+            "rushes.denoiser.step.duration", unit="s", description="Device seconds of one solver step"
+        )
+
+    async def run(self) -> None:
+        """Run the plan and close the outbox, whatever happens. Raises `Exhausted` when the device is out of memory."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                darkroom = self._darkroom(group)
+                state, drained = await self._steps(darkroom)
+                reason = Reason.DRAINED if drained else self._reason()
+                self._outbox.put(await self._parcel(state, reason))
+                if darkroom is not None:
+                    darkroom.close()
+            self._outbox.put(
+                Ending(
+                    reason=reason,
+                    next_step=state.step,
+                    steps_run=self._steps_run,
+                    device_seconds=self._device_seconds,
+                    previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
+                )
+            )
+        finally:
+            self._outbox.close()
+
+    async def _steps(self, darkroom: Darkroom | None) -> tuple[SolverState, bool]:
+        """The state after the last step that ran, and whether a drain ended the run early."""
+        state = None
+        try:
+            async with aclosing(self._studio.thread.iterate(self._generator())) as steps:
+                async for step in steps:
+                    state = step.step.state
+                    self._report(step)
+                    if darkroom is not None:
+                        await self._expose(darkroom, step)
+                    if state.step < self._plan.end_step:
+                        if self._studio.draining.is_set():
+                            return state, True
+                        await self._checkpoint(state, step.seconds)
+        except torch.OutOfMemoryError as exhausted:
+            await self._studio.thread.run(torch.cuda.empty_cache)
+            raise Exhausted("The device has no memory for a clip of this size.", reason="DEVICE_MEMORY") from exhausted
+        if state is None:
+            raise RuntimeError("the range of steps is empty")
+        return state, False
+
+    def _generator(self) -> Generator[TimedStep, None, None]:
+        """The steps, made on the device's thread."""
+        plan, pool = self._plan, self._studio.pool
+        batch = self._studio.guidance_batch
+        velocity = GuidedVelocity(
+            experts=pool.experts,
+            conditioning=self._work.conditioning,
+            text_length=pool.manifest.text.max_length,
+            guidance=plan.settings.guidance,
+            boundary_ratio=plan.settings.boundary_ratio,
+            shape=plan.latents,
+            batched=batch == "on" or (batch == "auto" and plan.latents.tokens <= BATCHED_TOKENS),
+        )
+        state = self._work.state or SolverState.start(prior(plan.latents, plan.seed))
+        steps = denoise(
+            velocity, plan.schedule, solver_step(plan.settings.solver), state.to(pool.device), plan.end_step
+        )
+        yield from timed(steps, pool.device)
+
+    def _report(self, timed_step: TimedStep) -> None:
+        plan, step, seconds = self._plan, timed_step.step, timed_step.seconds
+        expert = plan.expert(step.index)
+        self._steps_run += 1
+        self._device_seconds += seconds
+        self._pace.observe(expert, seconds)
+        high_left = max(0, plan.boundary_step - step.state.step)
+        low_left = plan.schedule.steps - step.state.step - high_left
+        self._step_seconds.record(seconds, {"expert": expert.name.lower()})
+        _trace(timed_step, expert.name.lower())
+        self._outbox.put(
+            StepReport(
+                index=step.index,
+                expert=expert,
+                sigma=step.sigma,
+                timestep=plan.schedule.timesteps[step.index],
+                seconds=seconds,
+                eta_seconds=self._pace.remaining(high_left, low_left),
+            )
+        )
+
+    def _darkroom(self, group: asyncio.TaskGroup) -> Darkroom | None:
+        if self._work.previews is None or self._work.previews.every_steps == 0:
+            return None
+        return Darkroom(self._work.previews, self._plan.shape, self._outbox, group)
+
+    async def _expose(self, darkroom: Darkroom, timed_step: TimedStep) -> None:
+        request, step = self._work.previews, timed_step.step
+        # The last step's prediction is the result itself, which is already on its way.
+        if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
+            return
+        projection = self._studio.projection
+        pixels = await self._studio.thread.run(lambda: projection(step.x0(), request.frames))
+        darkroom.submit(pixels, step.index)
+
+    async def _checkpoint(self, state: SolverState, seconds: float) -> None:
+        steps, elapsed = self._since_checkpoint[0] + 1, self._since_checkpoint[1] + seconds
+        if self._work.checkpoints.due(steps, elapsed):
+            self._outbox.put_checkpoint(await self._parcel(state, Reason.CHECKPOINT))
+            steps, elapsed = 0, 0.0
+        self._since_checkpoint = (steps, elapsed)
+
+    async def _parcel(self, state: SolverState, reason: Reason) -> Parcel:
+        if reason is Reason.COMPLETED:
+            tensors, metadata = {"latents": state.x[0]}, {"fingerprint": self._plan.fingerprint}
+        else:
+            tensors, metadata = state_tensors(state), state_metadata(state, self._plan)
+        bundle = await self._studio.thread.run(to_bundle, tensors, metadata)
+        payload = await asyncio.to_thread(pack, bundle)
+        return Parcel(reason=reason, next_step=state.step, payload=payload)
+
+    def _reason(self) -> Reason:
+        plan = self._plan
+        if plan.finishes:
+            return Reason.COMPLETED
+        held = plan.expert(plan.end_step) in self._studio.pool.experts
+        return Reason.RANGE_END if held else Reason.BOUNDARY
+
+
+def _trace(timed_step: TimedStep, expert: str) -> None:
+    began = time.time_ns() - int((time.monotonic() - timed_step.began) * 1e9)
+    attributes: dict[str, str | int | float] = {
+        "step.index": timed_step.step.index,
+        "expert": expert,
+        "sigma": timed_step.step.sigma,
+    }
+    span = tracer().start_span("denoise.step", start_time=began, attributes=attributes)
+    span.end(began + int(timed_step.seconds * 1e9))

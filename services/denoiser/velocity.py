@@ -1,0 +1,60 @@
+"""The velocity field of a run: two experts, the text and the guidance behind one callable of (x, timestep)."""
+
+from collections.abc import Mapping
+
+import torch
+
+from services.denoiser.conditioning import Conditioning, padded
+from services.denoiser.experts import Expert, expert_at
+from services.denoiser.guidance import Guidance, guide
+from services.denoiser.shapes import LatentShape
+from services.denoiser.transformer import Context, Transformer
+
+BATCHED_TOKENS = 4096
+"""Up to so many tokens positive and negative prompt are evaluated in one batch: larger clips fill the device alone."""
+
+
+class GuidedVelocity:
+    """v(x, t) of one run; what its text costs is paid once per expert, when that expert first runs.
+
+    At the boundary the contexts of the expert before are let go: the schedule never returns to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        experts: Mapping[Expert, Transformer],
+        conditioning: Conditioning,
+        text_length: int,
+        guidance: Guidance,
+        boundary_ratio: float,
+        shape: LatentShape,
+        batched: bool,
+    ) -> None:
+        """`text_length` is the length that embeddings are padded to; `batched` evaluates both prompts at once."""
+        self._experts = experts
+        self._guidance = guidance
+        self._boundary_ratio = boundary_ratio
+        self._shape = shape
+        texts = [conditioning.positive]
+        if conditioning.negative is not None:
+            texts.append(conditioning.negative.to(conditioning.positive.dtype))
+        self._texts = torch.stack([padded(text, text_length) for text in texts])
+        self._batched = batched
+        self._ready: tuple[Expert, tuple[Context, ...]] | None = None
+
+    def __call__(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
+        """The guided velocity at x, [1, C, T, H, W] float32."""
+        expert = expert_at(timestep, self._boundary_ratio)
+        w = self._guidance.scale(expert)
+        transformer, contexts = self._experts[expert], self._contexts(expert, w)
+        v = torch.cat([transformer(x, timestep, context) for context in contexts])
+        return v if w == 1 else guide(v[:1], v[1:], w)
+
+    def _contexts(self, expert: Expert, w: float) -> tuple[Context, ...]:
+        if self._ready is None or self._ready[0] is not expert:
+            self._ready = None
+            texts = self._texts if w != 1 else self._texts[:1]
+            groups = [texts] if self._batched else texts.split(1)
+            self._ready = (expert, tuple(self._experts[expert].read(group, self._shape) for group in groups))
+        return self._ready[1]

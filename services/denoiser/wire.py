@@ -1,0 +1,160 @@
+"""The denoiser's words in the language of the protos, and back."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
+from services.chassis.bundles import chunks
+from services.denoiser.experts import Expert
+from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
+from services.denoiser.plan import Plan
+from services.denoiser.pool import ExpertPool
+from services.denoiser.previews import Picture
+from services.denoiser.schedule import SigmaRule, Solver
+from services.denoiser.settings import Settings
+from services.model.manifest import Source
+
+SOLVERS: Final[Mapping[Solver, sampling_pb2.Solver.ValueType]] = MappingProxyType(
+    {
+        Solver.UNIPC: sampling_pb2.SOLVER_UNIPC,
+        Solver.EULER: sampling_pb2.SOLVER_EULER,
+        Solver.DPMPP_2M: sampling_pb2.SOLVER_DPMPP_2M,
+    }
+)
+SIGMA_RULES: Final[Mapping[SigmaRule, sampling_pb2.SigmaRule.ValueType]] = MappingProxyType(
+    {SigmaRule.WAN: sampling_pb2.SIGMA_RULE_WAN, SigmaRule.DIFFUSERS: sampling_pb2.SIGMA_RULE_DIFFUSERS}
+)
+EXPERTS: Final[Mapping[Expert, sampling_pb2.Expert.ValueType]] = MappingProxyType(
+    {Expert.HIGH: sampling_pb2.EXPERT_HIGH_NOISE, Expert.LOW: sampling_pb2.EXPERT_LOW_NOISE}
+)
+REASONS: Final[Mapping[Reason, denoiser_pb2.BundleReason.ValueType]] = MappingProxyType(
+    {
+        Reason.COMPLETED: denoiser_pb2.BUNDLE_REASON_COMPLETED,
+        Reason.CHECKPOINT: denoiser_pb2.BUNDLE_REASON_CHECKPOINT,
+        Reason.BOUNDARY: denoiser_pb2.BUNDLE_REASON_BOUNDARY,
+        Reason.RANGE_END: denoiser_pb2.BUNDLE_REASON_RANGE_END,
+        Reason.DRAINED: denoiser_pb2.BUNDLE_REASON_DRAINED,
+    }
+)
+SOURCES: Final[Mapping[Source, denoiser_pb2.DefaultSource.ValueType]] = MappingProxyType(
+    {
+        Source.MANIFEST: denoiser_pb2.DEFAULT_SOURCE_MANIFEST,
+        Source.WAN_REFERENCE: denoiser_pb2.DEFAULT_SOURCE_WAN_REFERENCE,
+        Source.SCHEDULER_CONFIG: denoiser_pb2.DEFAULT_SOURCE_MODEL_CONFIG,
+    }
+)
+ENCODINGS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
+    {"webp": sampling_pb2.IMAGE_FORMAT_WEBP, "jpeg": sampling_pb2.IMAGE_FORMAT_JPEG}
+)
+
+
+def sampling_message(settings: Settings) -> sampling_pb2.SamplingSettings:
+    """`settings`, every field set."""
+    return sampling_pb2.SamplingSettings(
+        solver=SOLVERS[settings.solver],
+        sigma_rule=SIGMA_RULES[settings.sigma_rule],
+        steps=settings.steps,
+        flow_shift=settings.flow_shift,
+        boundary_ratio=settings.boundary_ratio,
+        guidance_scale_high=settings.guidance.high,
+        guidance_scale_low=settings.guidance.low,
+    )
+
+
+def accepted_message(plan: Plan) -> denoiser_pb2.DenoiseResponse:
+    """The first answer."""
+    return denoiser_pb2.DenoiseResponse(
+        accepted=denoiser_pb2.DenoiseAccepted(
+            sampling=sampling_message(plan.settings),
+            sigmas=plan.schedule.sigmas,
+            timesteps=plan.schedule.timesteps,
+            first_step=plan.first_step,
+            end_step=plan.end_step,
+            boundary_step=plan.boundary_step,
+            fingerprint=plan.fingerprint,
+        )
+    )
+
+
+def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
+    """What the caller is sent for `item`; a bundle is announced and then follows in chunks."""
+    match item:
+        case StepReport():
+            yield denoiser_pb2.DenoiseResponse(
+                step=denoiser_pb2.StepProgress(
+                    index=item.index,
+                    total=plan.schedule.steps,
+                    expert=EXPERTS[item.expert],
+                    sigma=item.sigma,
+                    timestep=item.timestep,
+                    seconds=item.seconds,
+                    eta_seconds=item.eta_seconds,
+                )
+            )
+        case Picture():
+            yield denoiser_pb2.DenoiseResponse(
+                preview=denoiser_pb2.Preview(
+                    step_index=item.step_index,
+                    format=ENCODINGS[item.encoding],
+                    width=item.width,
+                    height=item.height,
+                    frames=item.frames,
+                    data=item.data,
+                )
+            )
+        case Parcel():
+            completed = item.reason is Reason.COMPLETED
+            kind = tensors_pb2.BUNDLE_KIND_LATENTS if completed else tensors_pb2.BUNDLE_KIND_SOLVER_STATE
+            header = tensors_pb2.BundleHeader(kind=kind, total_size=len(item.payload))
+            yield denoiser_pb2.DenoiseResponse(
+                bundle=denoiser_pb2.DenoiseBundle(header=header, reason=REASONS[item.reason], next_step=item.next_step)
+            )
+            for chunk in chunks(kind, item.payload):
+                yield denoiser_pb2.DenoiseResponse(chunk=chunk)
+        case Ending():
+            yield denoiser_pb2.DenoiseResponse(
+                result=denoiser_pb2.DenoiseResult(
+                    reason=REASONS[item.reason],
+                    next_step=item.next_step,
+                    steps_run=item.steps_run,
+                    device_seconds=item.device_seconds,
+                    previews_dropped=item.previews_dropped,
+                    fingerprint=plan.fingerprint,
+                )
+            )
+
+
+def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserResponse:
+    """The loaded experts, the defaults in force and where each came from."""
+    manifest, defaults, limits = pool.manifest, pool.manifest.defaults, pool.manifest.limits
+    return denoiser_pb2.DescribeDenoiserResponse(
+        model=manifest.id,
+        display_name=manifest.name,
+        licence=manifest.licence,
+        demonstration=manifest.demonstration,
+        notice=manifest.notice,
+        fingerprint=pool.fingerprint,
+        experts=[EXPERTS[expert] for expert in pool.experts],
+        dtype=pool.dtype_name,
+        device=str(pool.device),
+        slots=slots,
+        defaults=denoiser_pb2.ModelDefaults(
+            sampling=sampling_message(pool.defaults),
+            shape=sampling_pb2.VideoShape(width=defaults.width, height=defaults.height, num_frames=defaults.num_frames),
+            fps=defaults.fps,
+            negative_prompt=defaults.negative_prompt,
+            sources={field: SOURCES[source] for field, source in manifest.sources.items()},
+        ),
+        limits=denoiser_pb2.ModelLimits(
+            max_width=limits.max_width,
+            max_height=limits.max_height,
+            max_frames=limits.max_frames,
+            max_steps=limits.max_steps,
+        ),
+        differences=[
+            denoiser_pb2.ReferenceDifference(field=each.field, reference=each.reference, actual=each.actual)
+            for each in pool.differences
+        ],
+        latent_channels=pool.first.channels,
+    )
