@@ -1,0 +1,130 @@
+"""Latents to pictures, one latent frame at a time: `AutoencoderKLWan`'s decoder with a feature cache per clip.
+
+The reference keeps the cache on the module and clears it in every `decode`, so that two clips cannot interleave and
+nothing leaves before the last frame (Wan2.2 `wan/modules/vae2_1.py`; diffusers `AutoencoderKLWan._decode`).
+"""
+
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from torch import nn
+
+from services.postprocess.frames import Frames, Pixels
+from services.postprocess.tiles import Mosaic
+
+FRAMES_PER_LATENT = 4
+"""Pictures that every latent frame but the first gives; the first gives one."""
+
+
+class NotFinite(Exception):
+    """The decoder's pictures have values that are not finite. `frame` is the index of the first such frame."""
+
+    def __init__(self, frame: int) -> None:
+        super().__init__(f"frame {frame} came out of the decoder with values that are not finite")
+        self.frame = frame
+
+
+class WanDecoder:
+    """The decoder of a loaded `AutoencoderKLWan`; it holds weights and no state of any clip.
+
+    Tiles, where `tile_size` (in pixels) asks for them, are decoded time-major: all tiles of one latent frame, each with
+    a cache of its own, are blended into a chunk before the next latent frame is touched.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, *, tile_size: int = 0, tile_overlap: int = 64) -> None:
+        config = vae.config
+        self._vae = vae
+        self._patch: int | None = config.patch_size
+        self._scale = int(config.scale_factor_spatial)
+        self._tile = tile_size // self._scale
+        self._overlap = tile_overlap // self._scale
+        self._caches = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        weight = next(vae.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.channels = int(config.z_dim)
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        if self.device.type == "cpu":
+            _use_onednn(vae.decoder)
+
+    def latents_shape(self, *, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """The shape [C, T, h, w] of the latents of a clip. Raises `ValueError` for a size that has none."""
+        if num_frames < 1 or (num_frames - 1) % FRAMES_PER_LATENT:
+            raise ValueError(f"num_frames must be {FRAMES_PER_LATENT}k + 1, not {num_frames}")
+        if min(width, height) < self._scale or width % self._scale or height % self._scale:
+            raise ValueError(f"width and height must be multiples of {self._scale}, not {width}x{height}")
+        frames = (num_frames - 1) // FRAMES_PER_LATENT + 1
+        return (self.channels, frames, height // self._scale, width // self._scale)
+
+    def stream(self, latents: torch.Tensor) -> Generator[torch.Tensor, None, None]:
+        """Decode normalised `latents` [C, T, h, w]; after each latent frame give its pictures [3, n, H, W].
+
+        n is 1 for the first latent frame and 4 for every later one. The pictures are float32 in [-1, 1], on the
+        decoder's device. Concatenated they equal `AutoencoderKLWan.decode`.
+        """
+        _, count, height, width = latents.shape
+        size = self._tile if self._tile and max(height, width) > self._tile else max(height, width)
+        overlap = min(self._overlap, size // 2) if size < max(height, width) else 0
+        mosaic = Mosaic(height=height, width=width, size=size, overlap=overlap, scale=self._scale)
+        caches: list[list[Any]] = [[None] * self._caches for _ in mosaic.tiles]
+        for index in range(count):
+            with torch.inference_mode():
+                frame = latents[:, index : index + 1].to(self.device, torch.float32) * self._std + self._mean
+                frame = self._vae.post_quant_conv(frame.to(self.dtype)[None])
+                parts = (
+                    self._decode(tile.cut(frame), cache, first=index == 0)
+                    for tile, cache in zip(mosaic.tiles, caches, strict=True)
+                )
+                pictures = next(parts) if len(mosaic.tiles) == 1 else mosaic.blend(parts)
+            yield pictures
+
+    def _decode(self, frame: torch.Tensor, cache: list[Any], *, first: bool) -> torch.Tensor:
+        pictures = self._vae.decoder(frame, feat_cache=cache, feat_idx=[0], first_chunk=first)
+        if self._patch is not None:
+            pictures = unpatchify(pictures, patch_size=self._patch)
+        return pictures[0].float().clamp_(-1, 1)
+
+
+def decode_frames(decoder: WanDecoder, latents: torch.Tensor) -> Generator[Frames, None, None]:
+    """The source of the chain: `latents` [C, T, h, w] as 8-bit frames, chunk by chunk. Raises `NotFinite`."""
+    first = 0
+    for pictures in decoder.stream(latents):
+        frames = Frames(first=first, pixels=to_pixels(pictures, first))
+        first += frames.count
+        yield frames
+
+
+def to_pixels(pictures: torch.Tensor, first: int) -> Pixels:
+    """Pictures [3, n, H, W] in [-1, 1] as 8-bit RGB in host memory, rounded to the nearest.
+
+    `first` is the index of the first picture. Raises `NotFinite`.
+    """
+    with torch.inference_mode():
+        finite = torch.isfinite(pictures).all(dim=3).all(dim=2).all(dim=0)
+        if not bool(finite.all()):
+            raise NotFinite(first + int(finite.int().argmin()))
+        scaled = pictures.add(1).mul_(127.5).round_().to(torch.uint8)
+        return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).cpu().numpy())
+
+
+def _use_onednn(decoder: nn.Module) -> None:
+    """Send the decoder's small float32 convolutions to oneDNN, where torch's own dispatch unfolds them first.
+
+    Measured 1.4 to 2.5 times faster on the chunks of a 96x96 clip; the results differ by rounding only.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    for module in decoder.modules():
+        if isinstance(module, WanCausalConv3d) and module.weight.dtype == torch.float32:
+            module._conv_forward = partial(_convolve, module)
+
+
+def _convolve(module: nn.Conv3d, frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.mkldnn_convolution(frames, weight, bias, (0, 0, 0), module.stride, module.dilation, module.groups)

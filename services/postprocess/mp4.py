@@ -1,0 +1,129 @@
+"""Frames to a fragmented H.264 MP4, and the finished fragments to a progressive one without a second encode."""
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from services.postprocess.fragments import Fragment, FragmentSink
+from services.postprocess.frames import Frames
+
+_BT709 = 1
+_FULL_SCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+_SEQUENCE_PARAMETER_SET = 7
+
+
+class Effort(enum.Enum):
+    """What encoding time is spent; the value is x264's preset and the frames that it may look ahead."""
+
+    FASTEST = ("ultrafast", 0)
+    FAST = ("veryfast", 0)
+    THOROUGH = ("medium", 16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """How a clip is encoded: x264's constant rate factor (0 to 51, lower is better), effort, frames per fragment."""
+
+    crf: int = 18
+    effort: Effort = Effort.FAST
+    fragment_frames: int = 4
+
+
+class Mp4Encoder:
+    """Stage `encode`: frames in, fragments of an MP4 out, each as soon as the frame after its last one is encoded.
+
+    One encoder thread by default, so that the same frames give the same bytes on every run. There are no B-frames:
+    frames are shown in the order in which they leave. A fragment need not begin with a key frame; key frames stand at
+    the first frame of a fragment, at most two seconds apart. Raises `ValueError` for an odd size, which 4:2:0 pictures
+    cannot have.
+    """
+
+    name = "encode"
+
+    def __init__(self, *, width: int, height: int, fps: Fraction, encoding: Encoding, threads: int = 1) -> None:
+        if width % 2 or height % 2 or min(width, height) < 2:
+            raise ValueError(f"width and height must be even, not {width}x{height}")
+        self._shape = (height, width, 3)
+        self._time_base = 1 / fps
+        self._sink = FragmentSink()
+        length = encoding.fragment_frames
+        self._container = av.open(
+            self._sink,
+            "w",
+            format="mp4",
+            options={
+                "movflags": "empty_moov+default_base_moof+skip_trailer",
+                # Half a frame short, so that rounding to microseconds never adds a frame.
+                "frag_duration": str(int((length - Fraction(1, 2)) / fps * 1_000_000)),
+            },
+        )
+        preset, lookahead = encoding.effort.value
+        options = {"preset": preset, "crf": str(encoding.crf), "bf": "0", "sc_threshold": "0"}
+        options |= {"rc-lookahead": str(lookahead)} if lookahead else {"tune": "zerolatency"}
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = self._time_base
+        context.thread_count = threads
+        context.gop_size = length * max(1, round(2 * fps / length))
+        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.color_range = ColorRange.MPEG
+        context.open()
+        self.content_type = f'video/mp4; codecs="avc1.{_profile(context.extradata)}"'
+
+    def push(self, item: Frames) -> Iterator[Fragment]:
+        """Encode RGB frames of the clip's size. Raises `ValueError` for another size."""
+        if item.pixels.shape[1:] != self._shape:
+            raise ValueError(f"frames must be {self._shape}, not {item.pixels.shape[1:]}")
+        for offset, picture in enumerate(item.pixels):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p",
+                src_colorspace=Colorspace.ITU709,
+                dst_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.JPEG,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_FULL_SCALE,
+                threads=1,
+            )
+            frame.pts, frame.time_base = item.first + offset, self._time_base
+            self._mux(frame)
+            yield from self._sink.take()
+
+    def flush(self) -> Iterator[Fragment]:
+        """Encode what was held back, and close the file."""
+        self._mux(None)
+        self._container.close()
+        yield from self._sink.take()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+
+def remux_faststart(fragmented: Path, progressive: Path) -> None:
+    """Copy a fragmented MP4's packets into one with its index in front (`moov` before `mdat`); nothing is encoded.
+
+    Both are files on disk: the muxer reads back what it wrote to make room for the index.
+    """
+    with (
+        av.open(str(fragmented), "r") as source,
+        av.open(str(progressive), "w", format="mp4", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+
+
+def _profile(extradata: bytes | None) -> str:
+    """Profile, constraints and level as six hexadecimal digits (RFC 6381), from the parameter sets in Annex B form."""
+    for unit in (extradata or b"").split(b"\0\0\1")[1:]:
+        if unit[0] & 0x1F == _SEQUENCE_PARAMETER_SET:
+            return unit[1:4].hex()
+    raise ValueError("the encoder gave no sequence parameter set")

@@ -1,0 +1,87 @@
+"""Stills of a clip, taken from its frames as they pass: a poster, and a contact sheet."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from services.postprocess.frames import Frames, Pixels
+
+_COLUMNS, _ROWS = 4, 3
+_CELL = 232
+_GAP = 4
+_PAPER = 24
+_POSTER_EDGE = 1280
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Still:
+    """An encoded picture: `format` is `JPEG` or `PNG`, the size is in pixels."""
+
+    format: str
+    width: int
+    height: int
+    data: bytes
+
+
+class StillTaker:
+    """Stage `stills`: lets all frames through and keeps the few that the poster and the contact sheet show.
+
+    It holds one frame at full size and at most twelve small ones, however long the clip of `total` frames is.
+    """
+
+    name = "stills"
+
+    def __init__(self, *, total: int) -> None:
+        self._middle = total // 2
+        shown = min(total, _COLUMNS * _ROWS)
+        self._shown = sorted({round(index * (total - 1) / max(1, shown - 1)) for index in range(shown)})
+        self._poster: Image.Image | None = None
+        self._cells: list[Image.Image] = []
+
+    def push(self, item: Frames) -> Iterator[Frames]:
+        """Keep what is wanted of these frames, and pass them on as they are."""
+        for offset, picture in enumerate(item.pixels):
+            if item.first + offset == self._middle:
+                self._poster = _fitted(picture, _POSTER_EDGE)
+            if item.first + offset in self._shown:
+                self._cells.append(_fitted(picture, _CELL))
+        yield item
+
+    def flush(self) -> Iterator[Frames]:
+        """Nothing is held back."""
+        yield from ()
+
+    def poster(self) -> Still:
+        """The middle frame as JPEG, its longer edge at most 1280 pixels. Raises `ValueError` before it has passed."""
+        if self._poster is None:
+            raise ValueError("the middle of the clip has not passed yet")
+        return _encoded(self._poster, "JPEG", quality=92, subsampling=0)
+
+    def contact_sheet(self) -> Still:
+        """Up to twelve frames spread evenly over the clip, in reading order, as PNG of at most 2 MiB."""
+        if not self._cells:
+            raise ValueError("no frames have passed yet")
+        width, height = self._cells[0].size
+        columns = min(_COLUMNS, len(self._cells))
+        rows = -(-len(self._cells) // columns)
+        size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
+        sheet = Image.new("RGB", size, (_PAPER, _PAPER, _PAPER))
+        for index, cell in enumerate(self._cells):
+            row, column = divmod(index, columns)
+            sheet.paste(cell, (column * (width + _GAP), row * (height + _GAP)))
+        return _encoded(sheet, "PNG", optimize=True)
+
+
+def _fitted(picture: Pixels, edge: int) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    return image
+
+
+def _encoded(image: Image.Image, image_format: str, **options: int | bool) -> Still:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return Still(format=image_format, width=image.width, height=image.height, data=buffer.getvalue())
