@@ -33,7 +33,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             handler = grpc.stream_stream_rpc_method_handler(_unknown_method)
         decode = _forgiving(handler.request_deserializer) if handler.request_deserializer else None
-        return wrap(handler, _translated, check=_refuse_undecodable, decode=decode)
+        return wrap(handler, _translated, check=_refuse_undecodable, decode=decode, own_task=True)
 
 
 @asynccontextmanager

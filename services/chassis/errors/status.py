@@ -45,7 +45,7 @@ def to_status(error: BaseException) -> Status:
         error = from_rpc_error(error)
     if not isinstance(error, RushesError):
         error = Internal()
-    status = Status(code=code_of(error).value[0], message=_short(error.message, 512))
+    status = Status(code=code_of(error).value[0], message=_short(error.message, 500))
     for detail in _details(error):
         packed = Any()
         packed.Pack(detail)
@@ -85,7 +85,7 @@ def _details(error: RushesError) -> Iterable[Message]:
     if isinstance(error, InvalidRequest) and error.violations:
         violations = [
             error_details_pb2.BadRequest.FieldViolation(
-                field=_short(violation.field, 128), description=_short(violation.rule, 256)
+                field=_short(violation.field, 100), description=_short(violation.rule, 200)
             )
             for violation in error.violations[:_MAX_VIOLATIONS]
         ]
@@ -104,7 +104,9 @@ def _details(error: RushesError) -> Iterable[Message]:
 
 
 def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    """`text` in at most about `limit` bytes of UTF-8."""
+    encoded = text.encode()
+    return text if len(encoded) <= limit else encoded[:limit].decode(errors="ignore") + "…"
 
 
 def _sent_status(error: grpc.aio.AioRpcError) -> Status | None:
