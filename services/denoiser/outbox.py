@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from services.denoiser.experts import Expert
 from services.denoiser.previews import Picture
+from services.denoiser.spans import Spans
 
 
 class Reason(enum.Enum):
@@ -51,6 +52,7 @@ class Ending:
     steps_run: int
     device_seconds: float
     previews_dropped: int
+    spans: Spans
 
 
 Item: TypeAlias = StepReport | Parcel | Picture | Ending

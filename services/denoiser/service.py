@@ -16,6 +16,7 @@ from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import LatentProjection
 from services.denoiser.session import Session, Studio
+from services.denoiser.spans import Spans
 from services.denoiser.wire import accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
@@ -35,10 +36,12 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         if self._studio.draining.is_set():
             raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
         async with self._slots.hold():
-            work = await read_work(request_iterator, self._studio.pool)
+            spans = Spans()
+            with spans.measure("denoise.receive"):
+                work = await read_work(request_iterator, self._studio.pool)
             yield accepted_message(work.plan)
             outbox = Outbox()
-            run = asyncio.create_task(Session(self._studio, work, outbox).run())
+            run = asyncio.create_task(Session(self._studio, work, outbox, spans).run())
             try:
                 async with aclosing(outbox.items()) as items:
                     async for item in items:

@@ -1,7 +1,6 @@
 """One run of the denoising loop on the device, reporting into an outbox."""
 
 import asyncio
-import time
 from collections.abc import Generator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 
 from services.chassis.bundles import pack
 from services.chassis.errors import Exhausted
-from services.chassis.telemetry import meter, tracer
+from services.chassis.telemetry import meter
 from services.denoiser.checkpoint import state_metadata, state_tensors
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
@@ -21,6 +20,7 @@ from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import LatentProjection, PreviewRequest
 from services.denoiser.sampler import denoise, prior
 from services.denoiser.solvers import SolverState, solver_step
+from services.denoiser.spans import Spans
 from services.denoiser.timing import TimedStep, timed
 from services.denoiser.velocity import BATCHED_TOKENS, GuidedVelocity
 from services.model.bundles import to_bundle
@@ -65,11 +65,12 @@ class Studio:
 class Session:
     """Runs one `Work`. Whoever cancels `run` stops the device after the step in work."""
 
-    def __init__(self, studio: Studio, work: Work, outbox: Outbox) -> None:
+    def __init__(self, studio: Studio, work: Work, outbox: Outbox, spans: Spans) -> None:
         self._studio = studio
         self._work = work
         self._plan = work.plan
         self._outbox = outbox
+        self._spans = spans
         self._pace = Pace()
         self._device_seconds = 0.0
         self._steps_run = 0
@@ -95,6 +96,7 @@ class Session:
                     steps_run=self._steps_run,
                     device_seconds=self._device_seconds,
                     previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
+                    spans=self._spans,
                 )
             )
         finally:
@@ -149,7 +151,7 @@ class Session:
         high_left = max(0, plan.boundary_step - step.state.step)
         low_left = plan.schedule.steps - step.state.step - high_left
         self._step_seconds.record(seconds, {"expert": expert.name.lower()})
-        _trace(timed_step, expert.name.lower())
+        self._spans.add("denoise.step", timed_step.began, seconds, index=str(step.index), expert=expert.name.lower())
         self._outbox.put(
             StepReport(
                 index=step.index,
@@ -172,7 +174,8 @@ class Session:
         if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
             return
         projection = self._studio.projection
-        pixels = await self._studio.thread.run(lambda: projection(step.x0(), request.frames))
+        with self._spans.measure("denoise.preview"):
+            pixels = await self._studio.thread.run(lambda: projection(step.x0(), request.frames))
         darkroom.submit(pixels, step.index)
 
     async def _checkpoint(self, state: SolverState, seconds: float) -> None:
@@ -187,8 +190,9 @@ class Session:
             tensors, metadata = {"latents": state.x[0]}, {"fingerprint": self._plan.fingerprint}
         else:
             tensors, metadata = state_tensors(state), state_metadata(state, self._plan)
-        bundle = await self._studio.thread.run(to_bundle, tensors, metadata)
-        payload = await asyncio.to_thread(pack, bundle)
+        with self._spans.measure("denoise.pack"):
+            bundle = await self._studio.thread.run(to_bundle, tensors, metadata)
+            payload = await asyncio.to_thread(pack, bundle)
         return Parcel(reason=reason, next_step=state.step, payload=payload)
 
     def _reason(self) -> Reason:
@@ -197,14 +201,3 @@ class Session:
             return Reason.COMPLETED
         held = plan.expert(plan.end_step) in self._studio.pool.experts
         return Reason.RANGE_END if held else Reason.BOUNDARY
-
-
-def _trace(timed_step: TimedStep, expert: str) -> None:
-    began = time.time_ns() - int((time.monotonic() - timed_step.began) * 1e9)
-    attributes: dict[str, str | int | float] = {
-        "step.index": timed_step.step.index,
-        "expert": expert,
-        "sigma": timed_step.step.sigma,
-    }
-    span = tracer().start_span("denoise.step", start_time=began, attributes=attributes)
-    span.end(began + int(timed_step.seconds * 1e9))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
+from rushes.v1 import denoiser_pb2, latency_pb2, sampling_pb2, tensors_pb2
 from services.chassis.bundles import chunks
 from services.denoiser.experts import Expert
 from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
@@ -13,6 +13,7 @@ from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import Picture
 from services.denoiser.schedule import SigmaRule, Solver
 from services.denoiser.settings import Settings
+from services.denoiser.spans import Spans
 from services.model.manifest import Source
 
 SOLVERS: Final[Mapping[Solver, sampling_pb2.Solver.ValueType]] = MappingProxyType(
@@ -121,8 +122,22 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     device_seconds=item.device_seconds,
                     previews_dropped=item.previews_dropped,
                     fingerprint=plan.fingerprint,
+                    spans=_span_messages(item.spans),
                 )
             )
+
+
+def _span_messages(spans: Spans) -> list[latency_pb2.Span]:
+    return [
+        latency_pb2.Span(
+            name=interval.name,
+            stage="denoiser",
+            start_seconds=interval.began - spans.origin,
+            duration_seconds=interval.seconds,
+            attributes=interval.attributes,
+        )
+        for interval in spans.intervals
+    ]
 
 
 def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserResponse:
