@@ -1,0 +1,1 @@
+"""Prompts to the text embeddings that condition the denoiser."""
