@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import grpc
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -23,6 +23,7 @@ from services.chassis.telemetry import Telemetry, configure
 
 __all__ = ["Mounted", "OpenService", "Running", "run_server", "serve"]
 
+_YEARS: Final = 10.0**9
 OpenService: TypeAlias = Callable[[asyncio.Event], AbstractAsyncContextManager[Sequence[Mounted]]]
 """Called with the event that is set when draining begins: a stage then checkpoints and hands its work back.
 
@@ -117,17 +118,19 @@ async def _serve(config: ServiceConfig, name: str, open_service: OpenService) ->
 
 
 async def _until(stop: asyncio.Event, server: grpc.aio.Server) -> None:
-    """Wait for `stop`. Raises `RuntimeError` when the server ends by itself."""
+    """Wait for `stop`. Raises what broke the server when it ends by itself."""
     asked = asyncio.create_task(stop.wait())
-    ended = asyncio.create_task(server.wait_for_termination())
+    # Without a timeout grpc.aio hands out the future that its own `stop` waits for, and cancelling would break that.
+    ended = asyncio.create_task(server.wait_for_termination(timeout=_YEARS))
     try:
         await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await ended
+            raise RuntimeError("the gRPC server ended by itself")
     finally:
         asked.cancel()
         ended.cancel()
         await asyncio.wait({asked, ended})
-    if not stop.is_set():
-        raise RuntimeError("the gRPC server ended by itself")
 
 
 def _metrics_host(config: ServiceConfig) -> str:
