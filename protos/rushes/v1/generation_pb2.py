@@ -26,12 +26,13 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from rushes.v1 import denoiser_pb2 as rushes_dot_v1_dot_denoiser__pb2
+from rushes.v1 import finishing_pb2 as rushes_dot_v1_dot_finishing__pb2
 from rushes.v1 import latency_pb2 as rushes_dot_v1_dot_latency__pb2
 from rushes.v1 import postprocess_pb2 as rushes_dot_v1_dot_postprocess__pb2
 from rushes.v1 import sampling_pb2 as rushes_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arushes/v1/generation.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rushes/v1/denoiser.proto\x1a\x17rushes/v1/latency.proto\x1a\x1brushes/v1/postprocess.proto\x1a\x18rushes/v1/sampling.proto\"\xce\t\n\x0eGenerationSpec\x12\xe0\x01\n\x06prompt\x18\x01 \x01(\tB\xcf\x01\xe2\x41\x01\x02\xbaH\xc7\x01r\x05\x10\x01\x18\xc0>\xba\x01x\n\x17text.control_characters\x12#must not contain control characters\x1a\x38!this.matches(\'[\\\\x00-\\\\x08\\\\x0b\\\\x0c\\\\x0e-\\\\x1f\\\\x7f]\')\xba\x01\x42\n\ntext.blank\x12\x11must not be blank\x1a!this == \'\' || this.matches(\'\\\\S\')\x12\xa7\x01\n\x0fnegative_prompt\x18\x02 \x01(\tB\x88\x01\xe2\x41\x01\x01\xbaH\x80\x01r\x03\x18\xc0>\xba\x01x\n\x17text.control_characters\x12#must not contain control characters\x1a\x38!this.matches(\'[\\\\x00-\\\\x08\\\\x0b\\\\x0c\\\\x0e-\\\\x1f\\\\x7f]\')H\x00\x88\x01\x01\x12\x38\n\x05model\x18\x03 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12s\n\x05width\x18\x04 \x01(\x05\x42_\xe2\x41\x01\x01\xbaHX\xba\x01U\n\x14width.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0H\x01\x88\x01\x01\x12u\n\x06height\x18\x05 \x01(\x05\x42`\xe2\x41\x01\x01\xbaHY\xba\x01V\n\x15height.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0H\x02\x88\x01\x01\x12v\n\nnum_frames\x18\x06 \x01(\x05\x42]\xe2\x41\x01\x01\xbaHV\xba\x01S\n\x14num_frames.4k_plus_1\x12 must be 4k + 1 (1, 5, 9, ... 81)\x1a\x19this > 0 && this % 4 == 1H\x03\x88\x01\x01\x12 \n\x03\x66ps\x18\x07 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x04seed\x18\x08 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00H\x05\x88\x01\x01\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32\x1b.rushes.v1.SamplingSettingsB\x04\xe2\x41\x01\x01\x12\x32\n\x08previews\x18\n \x01(\x0b\x32\x1a.rushes.v1.PreviewSettingsB\x04\xe2\x41\x01\x01\x12-\n\x05video\x18\x0b \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x0c \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12+\n\x04tier\x18\r \x01(\x0e\x32\x0f.rushes.v1.TierB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_framesB\x06\n\x04_fpsB\x07\n\x05_seed\"L\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"\x9b\x01\n\x05Video\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x12\n\nnum_frames\x18\x04 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x06 \x01(\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06sha256\x18\x08 \x01(\t\"\xc9\x05\n\nGeneration\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\x04\xe2\x41\x01\x03\x12/\n\x05state\x18\x03 \x01(\x0e\x32\x1a.rushes.v1.GenerationStateB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12\x37\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12\x16\n\x08progress\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x0b\x65ta_seconds\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x03H\x02\x88\x01\x01\x12\x15\n\x07\x61ttempt\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlast_sequence\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x07\x66\x61ilure\x18\x0c \x01(\x0b\x32\x12.rushes.v1.FailureB\x04\xe2\x41\x01\x03H\x03\x88\x01\x01\x12*\n\x05video\x18\r \x01(\x0b\x32\x10.rushes.v1.VideoB\x04\xe2\x41\x01\x03H\x04\x88\x01\x01\x12\x37\n\x07latency\x18\x0e \x01(\x0b\x32\x1b.rushes.v1.LatencyBreakdownB\x04\xe2\x41\x01\x03H\x05\x88\x01\x01\x12\x16\n\x08trace_id\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66ingerprint\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x42\r\n\x0b_start_timeB\x0b\n\t_end_timeB\x0e\n\x0c_eta_secondsB\n\n\x08_failureB\x08\n\x06_videoB\n\n\x08_latency\"\xc8\x06\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12(\n\x06queued\x18\x04 \x01(\x0b\x32\x16.rushes.v1.QueuedEventH\x00\x12*\n\x07started\x18\x05 \x01(\x0b\x32\x17.rushes.v1.StartedEventH\x00\x12*\n\x07\x65ncoded\x18\x06 \x01(\x0b\x32\x17.rushes.v1.EncodedEventH\x00\x12.\n\tdenoising\x18\x07 \x01(\x0b\x32\x19.rushes.v1.DenoisingEventH\x00\x12\'\n\x04step\x18\x08 \x01(\x0b\x32\x17.rushes.v1.StepProgressH\x00\x12*\n\x07preview\x18\t \x01(\x0b\x32\x17.rushes.v1.PreviewEventH\x00\x12\x34\n\x0c\x63heckpointed\x18\n \x01(\x0b\x32\x1c.rushes.v1.CheckpointedEventH\x00\x12*\n\x07resumed\x18\x0b \x01(\x0b\x32\x17.rushes.v1.ResumedEventH\x00\x12.\n\trendering\x18\x0c \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08rendered\x18\r \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x0e \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x0f \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12.\n\theartbeat\x18\x10 \x01(\x0b\x32\x19.rushes.v1.HeartbeatEventH\x00\x12.\n\tsucceeded\x18\x11 \x01(\x0b\x32\x19.rushes.v1.SucceededEventH\x00\x12(\n\x06\x66\x61iled\x18\x12 \x01(\x0b\x32\x16.rushes.v1.FailedEventH\x00\x12.\n\tcancelled\x18\x13 \x01(\x0b\x32\x19.rushes.v1.CancelledEventH\x00\x42\x0e\n\x05\x65vent\x12\x05\xbaH\x02\x08\x01\"t\n\x0bQueuedEvent\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x18\n\x0b\x65ta_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12)\n\ngeneration\x18\x03 \x01(\x0b\x32\x15.rushes.v1.GenerationB\x0e\n\x0c_eta_seconds\"6\n\x0cStartedEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\"h\n\x0c\x45ncodedEvent\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"b\n\x0e\x44\x65noisingEvent\x12\x12\n\nfirst_step\x18\x01 \x01(\x05\x12\x10\n\x08\x65nd_step\x18\x02 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x05\x12\x15\n\rboundary_step\x18\x04 \x01(\x05\"D\n\x0cPreviewEvent\x12#\n\x07preview\x18\x01 \x01(\x0b\x32\x12.rushes.v1.Preview\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x05\"c\n\x11\x43heckpointedEvent\x12\x11\n\tnext_step\x18\x01 \x01(\x05\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.rushes.v1.BundleReason\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"B\n\x0cResumedEvent\x12\x11\n\tnext_step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0eHeartbeatEvent\";\n\x0eSucceededEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"8\n\x0b\x46\x61iledEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"N\n\x0e\x43\x61ncelledEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\x12\x11\n\tsteps_run\x18\x02 \x01(\x05\"\x8f\x01\n\x0fGenerateRequest\x12#\n\nrequest_id\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\"\n\x14\x63\x61ncel_on_disconnect\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"=\n\x10GenerateResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.rushes.v1.GenerationEvent\"s\n\x17\x43reateGenerationRequest\x12#\n\nrequest_id\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"E\n\x18\x43reateGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"1\n\x14GetGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\"B\n\x15GetGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"\x9b\x01\n\x16ListGenerationsRequest\x12\x1e\n\tpage_size\x18\x01 \x01(\x05\x42\x0b\xe2\x41\x01\x01\xbaH\x04\x1a\x02(\x00\x12 \n\npage_token\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\x80\x08\x12?\n\x06states\x18\x03 \x03(\x0e\x32\x1a.rushes.v1.GenerationStateB\x13\xe2\x41\x01\x01\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\"^\n\x17ListGenerationsResponse\x12*\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x15.rushes.v1.Generation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x16WatchGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\x12#\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"D\n\x17WatchGenerationResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.rushes.v1.GenerationEvent\"4\n\x17\x43\x61ncelGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\"E\n\x18\x43\x61ncelGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"N\n\x14\x44ownloadVideoRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"Y\n\x15\x44ownloadVideoResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t*\xcb\x01\n\x0fGenerationState\x12 \n\x1cGENERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GENERATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18GENERATION_STATE_RUNNING\x10\x02\x12\x1e\n\x1aGENERATION_STATE_SUCCEEDED\x10\x03\x12\x1b\n\x17GENERATION_STATE_FAILED\x10\x04\x12\x1e\n\x1aGENERATION_STATE_CANCELLED\x10\x05*R\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_DRAFT\x10\x01\x12\x11\n\rTIER_STANDARD\x10\x02\x12\x11\n\rTIER_PRIORITY\x10\x03\x32\xf4\x04\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1a.rushes.v1.GenerateRequest\x1a\x1b.rushes.v1.GenerateResponse0\x01\x12[\n\x10\x43reateGeneration\x12\".rushes.v1.CreateGenerationRequest\x1a#.rushes.v1.CreateGenerationResponse\x12R\n\rGetGeneration\x12\x1f.rushes.v1.GetGenerationRequest\x1a .rushes.v1.GetGenerationResponse\x12X\n\x0fListGenerations\x12!.rushes.v1.ListGenerationsRequest\x1a\".rushes.v1.ListGenerationsResponse\x12Z\n\x0fWatchGeneration\x12!.rushes.v1.WatchGenerationRequest\x1a\".rushes.v1.WatchGenerationResponse0\x01\x12[\n\x10\x43\x61ncelGeneration\x12\".rushes.v1.CancelGenerationRequest\x1a#.rushes.v1.CancelGenerationResponse\x12T\n\rDownloadVideo\x12\x1f.rushes.v1.DownloadVideoRequest\x1a .rushes.v1.DownloadVideoResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arushes/v1/generation.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rushes/v1/denoiser.proto\x1a\x19rushes/v1/finishing.proto\x1a\x17rushes/v1/latency.proto\x1a\x1brushes/v1/postprocess.proto\x1a\x18rushes/v1/sampling.proto\"\xb2\n\n\x0eGenerationSpec\x12\xe0\x01\n\x06prompt\x18\x01 \x01(\tB\xcf\x01\xe2\x41\x01\x02\xbaH\xc7\x01r\x05\x10\x01\x18\xc0>\xba\x01x\n\x17text.control_characters\x12#must not contain control characters\x1a\x38!this.matches(\'[\\\\x00-\\\\x08\\\\x0b\\\\x0c\\\\x0e-\\\\x1f\\\\x7f]\')\xba\x01\x42\n\ntext.blank\x12\x11must not be blank\x1a!this == \'\' || this.matches(\'\\\\S\')\x12\xa7\x01\n\x0fnegative_prompt\x18\x02 \x01(\tB\x88\x01\xe2\x41\x01\x01\xbaH\x80\x01r\x03\x18\xc0>\xba\x01x\n\x17text.control_characters\x12#must not contain control characters\x1a\x38!this.matches(\'[\\\\x00-\\\\x08\\\\x0b\\\\x0c\\\\x0e-\\\\x1f\\\\x7f]\')H\x00\x88\x01\x01\x12\x38\n\x05model\x18\x03 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12s\n\x05width\x18\x04 \x01(\x05\x42_\xe2\x41\x01\x01\xbaHX\xba\x01U\n\x14width.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0H\x01\x88\x01\x01\x12u\n\x06height\x18\x05 \x01(\x05\x42`\xe2\x41\x01\x01\xbaHY\xba\x01V\n\x15height.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0H\x02\x88\x01\x01\x12v\n\nnum_frames\x18\x06 \x01(\x05\x42]\xe2\x41\x01\x01\xbaHV\xba\x01S\n\x14num_frames.4k_plus_1\x12 must be 4k + 1 (1, 5, 9, ... 81)\x1a\x19this > 0 && this % 4 == 1H\x03\x88\x01\x01\x12 \n\x03\x66ps\x18\x07 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x04seed\x18\x08 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00H\x05\x88\x01\x01\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32\x1b.rushes.v1.SamplingSettingsB\x04\xe2\x41\x01\x01\x12\x32\n\x08previews\x18\n \x01(\x0b\x32\x1a.rushes.v1.PreviewSettingsB\x04\xe2\x41\x01\x01\x12-\n\x05video\x18\x0b \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x0c \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12+\n\x04tier\x18\r \x01(\x0e\x32\x0f.rushes.v1.TierB\x0c\xe2\x41\x01\x01\xbaH\x05\x82\x01\x02\x10\x01\x12+\n\x06\x66inish\x18\x0e \x01(\x0b\x32\x15.rushes.v1.FinishPlanB\x04\xe2\x41\x01\x01\x12\x35\n\ninspection\x18\x0f \x01(\x0b\x32\x1b.rushes.v1.InspectionPolicyB\x04\xe2\x41\x01\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_framesB\x06\n\x04_fpsB\x07\n\x05_seed\"L\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"\xc1\x01\n\x05Video\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x12\n\nnum_frames\x18\x04 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x06 \x01(\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06sha256\x18\x08 \x01(\t\x12$\n\x08\x66indings\x18\t \x03(\x0b\x32\x12.rushes.v1.Finding\"\xc9\x05\n\nGeneration\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\x04\xe2\x41\x01\x03\x12/\n\x05state\x18\x03 \x01(\x0e\x32\x1a.rushes.v1.GenerationStateB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12\x37\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03H\x01\x88\x01\x01\x12\x16\n\x08progress\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x0b\x65ta_seconds\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x03H\x02\x88\x01\x01\x12\x15\n\x07\x61ttempt\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlast_sequence\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12.\n\x07\x66\x61ilure\x18\x0c \x01(\x0b\x32\x12.rushes.v1.FailureB\x04\xe2\x41\x01\x03H\x03\x88\x01\x01\x12*\n\x05video\x18\r \x01(\x0b\x32\x10.rushes.v1.VideoB\x04\xe2\x41\x01\x03H\x04\x88\x01\x01\x12\x37\n\x07latency\x18\x0e \x01(\x0b\x32\x1b.rushes.v1.LatencyBreakdownB\x04\xe2\x41\x01\x03H\x05\x88\x01\x01\x12\x16\n\x08trace_id\x18\x0f \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x66ingerprint\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x42\r\n\x0b_start_timeB\x0b\n\t_end_timeB\x0e\n\x0c_eta_secondsB\n\n\x08_failureB\x08\n\x06_videoB\n\n\x08_latency\"\xc8\x06\n\x0fGenerationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12(\n\x06queued\x18\x04 \x01(\x0b\x32\x16.rushes.v1.QueuedEventH\x00\x12*\n\x07started\x18\x05 \x01(\x0b\x32\x17.rushes.v1.StartedEventH\x00\x12*\n\x07\x65ncoded\x18\x06 \x01(\x0b\x32\x17.rushes.v1.EncodedEventH\x00\x12.\n\tdenoising\x18\x07 \x01(\x0b\x32\x19.rushes.v1.DenoisingEventH\x00\x12\'\n\x04step\x18\x08 \x01(\x0b\x32\x17.rushes.v1.StepProgressH\x00\x12*\n\x07preview\x18\t \x01(\x0b\x32\x17.rushes.v1.PreviewEventH\x00\x12\x34\n\x0c\x63heckpointed\x18\n \x01(\x0b\x32\x1c.rushes.v1.CheckpointedEventH\x00\x12*\n\x07resumed\x18\x0b \x01(\x0b\x32\x17.rushes.v1.ResumedEventH\x00\x12.\n\trendering\x18\x0c \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08rendered\x18\r \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x0e \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x0f \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12.\n\theartbeat\x18\x10 \x01(\x0b\x32\x19.rushes.v1.HeartbeatEventH\x00\x12.\n\tsucceeded\x18\x11 \x01(\x0b\x32\x19.rushes.v1.SucceededEventH\x00\x12(\n\x06\x66\x61iled\x18\x12 \x01(\x0b\x32\x16.rushes.v1.FailedEventH\x00\x12.\n\tcancelled\x18\x13 \x01(\x0b\x32\x19.rushes.v1.CancelledEventH\x00\x42\x0e\n\x05\x65vent\x12\x05\xbaH\x02\x08\x01\"t\n\x0bQueuedEvent\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x18\n\x0b\x65ta_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12)\n\ngeneration\x18\x03 \x01(\x0b\x32\x15.rushes.v1.GenerationB\x0e\n\x0c_eta_seconds\"6\n\x0cStartedEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\"h\n\x0c\x45ncodedEvent\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"b\n\x0e\x44\x65noisingEvent\x12\x12\n\nfirst_step\x18\x01 \x01(\x05\x12\x10\n\x08\x65nd_step\x18\x02 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x03 \x01(\x05\x12\x15\n\rboundary_step\x18\x04 \x01(\x05\"D\n\x0cPreviewEvent\x12#\n\x07preview\x18\x01 \x01(\x0b\x32\x12.rushes.v1.Preview\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x05\"c\n\x11\x43heckpointedEvent\x12\x11\n\tnext_step\x18\x01 \x01(\x05\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.rushes.v1.BundleReason\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"B\n\x0cResumedEvent\x12\x11\n\tnext_step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0eHeartbeatEvent\";\n\x0eSucceededEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"8\n\x0b\x46\x61iledEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"N\n\x0e\x43\x61ncelledEvent\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\x12\x11\n\tsteps_run\x18\x02 \x01(\x05\"\x8f\x01\n\x0fGenerateRequest\x12#\n\nrequest_id\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\"\n\x14\x63\x61ncel_on_disconnect\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"=\n\x10GenerateResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.rushes.v1.GenerationEvent\"s\n\x17\x43reateGenerationRequest\x12#\n\nrequest_id\x18\x01 \x01(\tB\x0f\xe2\x41\x01\x01\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x19.rushes.v1.GenerationSpecB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"E\n\x18\x43reateGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"1\n\x14GetGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\"B\n\x15GetGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"\x9b\x01\n\x16ListGenerationsRequest\x12\x1e\n\tpage_size\x18\x01 \x01(\x05\x42\x0b\xe2\x41\x01\x01\xbaH\x04\x1a\x02(\x00\x12 \n\npage_token\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\x80\x08\x12?\n\x06states\x18\x03 \x03(\x0e\x32\x1a.rushes.v1.GenerationStateB\x13\xe2\x41\x01\x01\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\"^\n\x17ListGenerationsResponse\x12*\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x15.rushes.v1.Generation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x16WatchGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\x12#\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"D\n\x17WatchGenerationResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.rushes.v1.GenerationEvent\"4\n\x17\x43\x61ncelGenerationRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\"E\n\x18\x43\x61ncelGenerationResponse\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.rushes.v1.Generation\"N\n\x14\x44ownloadVideoRequest\x12\x19\n\x02id\x18\x01 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x06offset\x18\x02 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00\"Y\n\x15\x44ownloadVideoResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t*\xcb\x01\n\x0fGenerationState\x12 \n\x1cGENERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17GENERATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18GENERATION_STATE_RUNNING\x10\x02\x12\x1e\n\x1aGENERATION_STATE_SUCCEEDED\x10\x03\x12\x1b\n\x17GENERATION_STATE_FAILED\x10\x04\x12\x1e\n\x1aGENERATION_STATE_CANCELLED\x10\x05*R\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_DRAFT\x10\x01\x12\x11\n\rTIER_STANDARD\x10\x02\x12\x11\n\rTIER_PRIORITY\x10\x03\x32\xf4\x04\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1a.rushes.v1.GenerateRequest\x1a\x1b.rushes.v1.GenerateResponse0\x01\x12[\n\x10\x43reateGeneration\x12\".rushes.v1.CreateGenerationRequest\x1a#.rushes.v1.CreateGenerationResponse\x12R\n\rGetGeneration\x12\x1f.rushes.v1.GetGenerationRequest\x1a .rushes.v1.GetGenerationResponse\x12X\n\x0fListGenerations\x12!.rushes.v1.ListGenerationsRequest\x1a\".rushes.v1.ListGenerationsResponse\x12Z\n\x0fWatchGeneration\x12!.rushes.v1.WatchGenerationRequest\x1a\".rushes.v1.WatchGenerationResponse0\x01\x12[\n\x10\x43\x61ncelGeneration\x12\".rushes.v1.CancelGenerationRequest\x1a#.rushes.v1.CancelGenerationResponse\x12T\n\rDownloadVideo\x12\x1f.rushes.v1.DownloadVideoRequest\x1a .rushes.v1.DownloadVideoResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,6 +65,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATIONSPEC'].fields_by_name['artifacts']._serialized_options = b'\342A\001\001\272H\016\222\001\013\030\001\"\007\202\001\004\020\001 \000'
   _globals['_GENERATIONSPEC'].fields_by_name['tier']._loaded_options = None
   _globals['_GENERATIONSPEC'].fields_by_name['tier']._serialized_options = b'\342A\001\001\272H\005\202\001\002\020\001'
+  _globals['_GENERATIONSPEC'].fields_by_name['finish']._loaded_options = None
+  _globals['_GENERATIONSPEC'].fields_by_name['finish']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATIONSPEC'].fields_by_name['inspection']._loaded_options = None
+  _globals['_GENERATIONSPEC'].fields_by_name['inspection']._serialized_options = b'\342A\001\001'
   _globals['_GENERATION'].fields_by_name['id']._loaded_options = None
   _globals['_GENERATION'].fields_by_name['id']._serialized_options = b'\342A\001\003'
   _globals['_GENERATION'].fields_by_name['spec']._loaded_options = None
@@ -126,70 +131,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADVIDEOREQUEST'].fields_by_name['id']._serialized_options = b'\342A\001\002\272H\006r\004\020\001\030@'
   _globals['_DOWNLOADVIDEOREQUEST'].fields_by_name['offset']._loaded_options = None
   _globals['_DOWNLOADVIDEOREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\001\272H\004\"\002(\000'
-  _globals['_GENERATIONSTATE']._serialized_start=5333
-  _globals['_GENERATIONSTATE']._serialized_end=5536
-  _globals['_TIER']._serialized_start=5538
-  _globals['_TIER']._serialized_end=5620
-  _globals['_GENERATIONSPEC']._serialized_start=243
-  _globals['_GENERATIONSPEC']._serialized_end=1473
-  _globals['_FAILURE']._serialized_start=1475
-  _globals['_FAILURE']._serialized_end=1551
-  _globals['_VIDEO']._serialized_start=1554
-  _globals['_VIDEO']._serialized_end=1709
-  _globals['_GENERATION']._serialized_start=1712
-  _globals['_GENERATION']._serialized_end=2425
-  _globals['_GENERATIONEVENT']._serialized_start=2428
-  _globals['_GENERATIONEVENT']._serialized_end=3268
-  _globals['_QUEUEDEVENT']._serialized_start=3270
-  _globals['_QUEUEDEVENT']._serialized_end=3386
-  _globals['_STARTEDEVENT']._serialized_start=3388
-  _globals['_STARTEDEVENT']._serialized_end=3442
-  _globals['_ENCODEDEVENT']._serialized_start=3444
-  _globals['_ENCODEDEVENT']._serialized_end=3548
-  _globals['_DENOISINGEVENT']._serialized_start=3550
-  _globals['_DENOISINGEVENT']._serialized_end=3648
-  _globals['_PREVIEWEVENT']._serialized_start=3650
-  _globals['_PREVIEWEVENT']._serialized_end=3718
-  _globals['_CHECKPOINTEDEVENT']._serialized_start=3720
-  _globals['_CHECKPOINTEDEVENT']._serialized_end=3819
-  _globals['_RESUMEDEVENT']._serialized_start=3821
-  _globals['_RESUMEDEVENT']._serialized_end=3887
-  _globals['_HEARTBEATEVENT']._serialized_start=3889
-  _globals['_HEARTBEATEVENT']._serialized_end=3905
-  _globals['_SUCCEEDEDEVENT']._serialized_start=3907
-  _globals['_SUCCEEDEDEVENT']._serialized_end=3966
-  _globals['_FAILEDEVENT']._serialized_start=3968
-  _globals['_FAILEDEVENT']._serialized_end=4024
-  _globals['_CANCELLEDEVENT']._serialized_start=4026
-  _globals['_CANCELLEDEVENT']._serialized_end=4104
-  _globals['_GENERATEREQUEST']._serialized_start=4107
-  _globals['_GENERATEREQUEST']._serialized_end=4250
-  _globals['_GENERATERESPONSE']._serialized_start=4252
-  _globals['_GENERATERESPONSE']._serialized_end=4313
-  _globals['_CREATEGENERATIONREQUEST']._serialized_start=4315
-  _globals['_CREATEGENERATIONREQUEST']._serialized_end=4430
-  _globals['_CREATEGENERATIONRESPONSE']._serialized_start=4432
-  _globals['_CREATEGENERATIONRESPONSE']._serialized_end=4501
-  _globals['_GETGENERATIONREQUEST']._serialized_start=4503
-  _globals['_GETGENERATIONREQUEST']._serialized_end=4552
-  _globals['_GETGENERATIONRESPONSE']._serialized_start=4554
-  _globals['_GETGENERATIONRESPONSE']._serialized_end=4620
-  _globals['_LISTGENERATIONSREQUEST']._serialized_start=4623
-  _globals['_LISTGENERATIONSREQUEST']._serialized_end=4778
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=4780
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=4874
-  _globals['_WATCHGENERATIONREQUEST']._serialized_start=4876
-  _globals['_WATCHGENERATIONREQUEST']._serialized_end=4964
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=4966
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=5034
-  _globals['_CANCELGENERATIONREQUEST']._serialized_start=5036
-  _globals['_CANCELGENERATIONREQUEST']._serialized_end=5088
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=5090
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=5159
-  _globals['_DOWNLOADVIDEOREQUEST']._serialized_start=5161
-  _globals['_DOWNLOADVIDEOREQUEST']._serialized_end=5239
-  _globals['_DOWNLOADVIDEORESPONSE']._serialized_start=5241
-  _globals['_DOWNLOADVIDEORESPONSE']._serialized_end=5330
-  _globals['_GENERATIONSERVICE']._serialized_start=5623
-  _globals['_GENERATIONSERVICE']._serialized_end=6251
+  _globals['_GENERATIONSTATE']._serialized_start=5498
+  _globals['_GENERATIONSTATE']._serialized_end=5701
+  _globals['_TIER']._serialized_start=5703
+  _globals['_TIER']._serialized_end=5785
+  _globals['_GENERATIONSPEC']._serialized_start=270
+  _globals['_GENERATIONSPEC']._serialized_end=1600
+  _globals['_FAILURE']._serialized_start=1602
+  _globals['_FAILURE']._serialized_end=1678
+  _globals['_VIDEO']._serialized_start=1681
+  _globals['_VIDEO']._serialized_end=1874
+  _globals['_GENERATION']._serialized_start=1877
+  _globals['_GENERATION']._serialized_end=2590
+  _globals['_GENERATIONEVENT']._serialized_start=2593
+  _globals['_GENERATIONEVENT']._serialized_end=3433
+  _globals['_QUEUEDEVENT']._serialized_start=3435
+  _globals['_QUEUEDEVENT']._serialized_end=3551
+  _globals['_STARTEDEVENT']._serialized_start=3553
+  _globals['_STARTEDEVENT']._serialized_end=3607
+  _globals['_ENCODEDEVENT']._serialized_start=3609
+  _globals['_ENCODEDEVENT']._serialized_end=3713
+  _globals['_DENOISINGEVENT']._serialized_start=3715
+  _globals['_DENOISINGEVENT']._serialized_end=3813
+  _globals['_PREVIEWEVENT']._serialized_start=3815
+  _globals['_PREVIEWEVENT']._serialized_end=3883
+  _globals['_CHECKPOINTEDEVENT']._serialized_start=3885
+  _globals['_CHECKPOINTEDEVENT']._serialized_end=3984
+  _globals['_RESUMEDEVENT']._serialized_start=3986
+  _globals['_RESUMEDEVENT']._serialized_end=4052
+  _globals['_HEARTBEATEVENT']._serialized_start=4054
+  _globals['_HEARTBEATEVENT']._serialized_end=4070
+  _globals['_SUCCEEDEDEVENT']._serialized_start=4072
+  _globals['_SUCCEEDEDEVENT']._serialized_end=4131
+  _globals['_FAILEDEVENT']._serialized_start=4133
+  _globals['_FAILEDEVENT']._serialized_end=4189
+  _globals['_CANCELLEDEVENT']._serialized_start=4191
+  _globals['_CANCELLEDEVENT']._serialized_end=4269
+  _globals['_GENERATEREQUEST']._serialized_start=4272
+  _globals['_GENERATEREQUEST']._serialized_end=4415
+  _globals['_GENERATERESPONSE']._serialized_start=4417
+  _globals['_GENERATERESPONSE']._serialized_end=4478
+  _globals['_CREATEGENERATIONREQUEST']._serialized_start=4480
+  _globals['_CREATEGENERATIONREQUEST']._serialized_end=4595
+  _globals['_CREATEGENERATIONRESPONSE']._serialized_start=4597
+  _globals['_CREATEGENERATIONRESPONSE']._serialized_end=4666
+  _globals['_GETGENERATIONREQUEST']._serialized_start=4668
+  _globals['_GETGENERATIONREQUEST']._serialized_end=4717
+  _globals['_GETGENERATIONRESPONSE']._serialized_start=4719
+  _globals['_GETGENERATIONRESPONSE']._serialized_end=4785
+  _globals['_LISTGENERATIONSREQUEST']._serialized_start=4788
+  _globals['_LISTGENERATIONSREQUEST']._serialized_end=4943
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=4945
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=5039
+  _globals['_WATCHGENERATIONREQUEST']._serialized_start=5041
+  _globals['_WATCHGENERATIONREQUEST']._serialized_end=5129
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=5131
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=5199
+  _globals['_CANCELGENERATIONREQUEST']._serialized_start=5201
+  _globals['_CANCELGENERATIONREQUEST']._serialized_end=5253
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=5255
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=5324
+  _globals['_DOWNLOADVIDEOREQUEST']._serialized_start=5326
+  _globals['_DOWNLOADVIDEOREQUEST']._serialized_end=5404
+  _globals['_DOWNLOADVIDEORESPONSE']._serialized_start=5406
+  _globals['_DOWNLOADVIDEORESPONSE']._serialized_end=5495
+  _globals['_GENERATIONSERVICE']._serialized_start=5788
+  _globals['_GENERATIONSERVICE']._serialized_end=6416
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from rushes.v1 import denoiser_pb2 as _denoiser_pb2
+from rushes.v1 import finishing_pb2 as _finishing_pb2
 from rushes.v1 import latency_pb2 as _latency_pb2
 from rushes.v1 import postprocess_pb2 as _postprocess_pb2
 from rushes.v1 import sampling_pb2 as _sampling_pb2
@@ -109,6 +110,8 @@ class GenerationSpec(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    INSPECTION_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What the clip shows: subject, action, scene, camera, mood. 1 to 8000 characters, without control characters."""
     negative_prompt: _builtins.str
@@ -143,6 +146,14 @@ class GenerationSpec(_message.Message):
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_postprocess_pb2.ArtifactKind.ValueType]:
         """Stills to make from the clip. Empty: poster and contact sheet."""
 
+    @_builtins.property
+    def finish(self) -> _finishing_pb2.FinishPlan:
+        """What happens to the frames between the decoder and the encoder. Not set: nothing."""
+
+    @_builtins.property
+    def inspection(self) -> _finishing_pb2.InspectionPolicy:
+        """What the quality gate does with what it finds. Not set: every check notes."""
+
     def __init__(
         self,
         *,
@@ -159,10 +170,12 @@ class GenerationSpec(_message.Message):
         video: _postprocess_pb2.VideoSettings | None = ...,
         artifacts: _abc.Iterable[_postprocess_pb2.ArtifactKind.ValueType] | None = ...,
         tier: Global___Tier.ValueType = ...,
+        finish: _finishing_pb2.FinishPlan | None = ...,
+        inspection: _finishing_pb2.InspectionPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "fps", b"fps", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "video", b"video", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "video", b"video", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "artifacts", b"artifacts", "fps", b"fps", "height", b"height", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -239,6 +252,7 @@ class Video(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     """Content type, with codecs."""
     width: _builtins.int
@@ -255,6 +269,10 @@ class Video(_message.Message):
     """Size in bytes."""
     sha256: _builtins.str
     """SHA-256 of the bytes, 64 hexadecimal digits: the clip's identity."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_finishing_pb2.Finding]:
+        """What the quality gate found; empty for a clean clip."""
+
     def __init__(
         self,
         *,
@@ -266,10 +284,11 @@ class Video(_message.Message):
         duration_seconds: _builtins.float = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        findings: _abc.Iterable[_finishing_pb2.Finding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from rushes.v1 import finishing_pb2 as rushes_dot_v1_dot_finishing__pb2
 from rushes.v1 import latency_pb2 as rushes_dot_v1_dot_latency__pb2
 from rushes.v1 import sampling_pb2 as rushes_dot_v1_dot_sampling__pb2
 from rushes.v1 import tensors_pb2 as rushes_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brushes/v1/postprocess.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17rushes/v1/latency.proto\x1a\x18rushes/v1/sampling.proto\x1a\x17rushes/v1/tensors.proto\"\xbe\x01\n\rVideoSettings\x12.\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x15.rushes.v1.VideoCodecB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\x03\x63rf\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x33(\x00H\x00\x88\x01\x01\x12\x33\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x19.rushes.v1.EncodingEffortB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x0f\x66ragment_frames\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x42\x06\n\x04_crf\"s\n\rRenderRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.rushes.v1.BundleChunkH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xcf\x02\n\x0bRenderStart\x12\"\n\rgeneration_id\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\x12\x38\n\x05model\x18\x02 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x30\n\x05shape\x18\x03 \x01(\x0b\x32\x15.rushes.v1.VideoShapeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\x03\x66ps\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x00\x12-\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x06 \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12!\n\x0clatents_size\x18\x07 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02 \x00\"\xfd\x01\n\x0eRenderResponse\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x03 \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x17.rushes.v1.RenderResultH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\x8f\x01\n\x0eRenderAccepted\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nnum_frames\x18\x03 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x04 \x01(\x05\x12\'\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettings\x12\x14\n\x0c\x63ontent_type\x18\x06 \x01(\t\"O\n\x0eRenderProgress\x12\x16\n\x0e\x66rames_decoded\x18\x01 \x01(\x05\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x7f\n\x08\x46ragment\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x04 \x01(\x08\x12\x13\n\x0b\x66irst_frame\x18\x05 \x01(\x05\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\"\x92\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12&\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x18\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\"\xcd\x01\n\x0cRenderResult\x12\x12\n\nnum_frames\x18\x01 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x06 \x01(\x01\x12\x1b\n\x13\x65ncode_tail_seconds\x18\x07 \x01(\x01\x12\x1e\n\x05spans\x18\x08 \x03(\x0b\x32\x0f.rushes.v1.Span\"\x1c\n\x1a\x44\x65scribePostprocessRequest\"\x96\x01\n\x1b\x44\x65scribePostprocessResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12%\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x15.rushes.v1.VideoCodec*?\n\nVideoCodec\x12\x1b\n\x17VIDEO_CODEC_UNSPECIFIED\x10\x00\x12\x14\n\x10VIDEO_CODEC_H264\x10\x01*\x86\x01\n\x0e\x45ncodingEffort\x12\x1f\n\x1b\x45NCODING_EFFORT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NCODING_EFFORT_FASTEST\x10\x01\x12\x18\n\x14\x45NCODING_EFFORT_FAST\x10\x02\x12\x1c\n\x18\x45NCODING_EFFORT_THOROUGH\x10\x03*h\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_POSTER\x10\x01\x12\x1f\n\x1b\x41RTIFACT_KIND_CONTACT_SHEET\x10\x02\x32\xbd\x01\n\x12PostprocessService\x12\x41\n\x06Render\x12\x18.rushes.v1.RenderRequest\x1a\x19.rushes.v1.RenderResponse(\x01\x30\x01\x12\x64\n\x13\x44\x65scribePostprocess\x12%.rushes.v1.DescribePostprocessRequest\x1a&.rushes.v1.DescribePostprocessResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brushes/v1/postprocess.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19rushes/v1/finishing.proto\x1a\x17rushes/v1/latency.proto\x1a\x18rushes/v1/sampling.proto\x1a\x17rushes/v1/tensors.proto\"\xbe\x01\n\rVideoSettings\x12.\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x15.rushes.v1.VideoCodecB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\x03\x63rf\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x33(\x00H\x00\x88\x01\x01\x12\x33\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x19.rushes.v1.EncodingEffortB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x0f\x66ragment_frames\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x42\x06\n\x04_crf\"s\n\rRenderRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.rushes.v1.BundleChunkH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xb3\x03\n\x0bRenderStart\x12\"\n\rgeneration_id\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\x12\x38\n\x05model\x18\x02 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x30\n\x05shape\x18\x03 \x01(\x0b\x32\x15.rushes.v1.VideoShapeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\x03\x66ps\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x00\x12-\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x06 \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12!\n\x0clatents_size\x18\x07 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02 \x00\x12+\n\x06\x66inish\x18\x08 \x01(\x0b\x32\x15.rushes.v1.FinishPlanB\x04\xe2\x41\x01\x01\x12\x35\n\ninspection\x18\t \x01(\x0b\x32\x1b.rushes.v1.InspectionPolicyB\x04\xe2\x41\x01\x01\"\xfd\x01\n\x0eRenderResponse\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x03 \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x17.rushes.v1.RenderResultH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xb6\x01\n\x0eRenderAccepted\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nnum_frames\x18\x03 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x04 \x01(\x05\x12\'\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettings\x12\x14\n\x0c\x63ontent_type\x18\x06 \x01(\t\x12%\n\x06\x66inish\x18\x07 \x01(\x0b\x32\x15.rushes.v1.FinishPlan\"O\n\x0eRenderProgress\x12\x16\n\x0e\x66rames_decoded\x18\x01 \x01(\x05\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x7f\n\x08\x46ragment\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x04 \x01(\x08\x12\x13\n\x0b\x66irst_frame\x18\x05 \x01(\x05\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\"\x92\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12&\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x18\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\"\xea\x02\n\x0cRenderResult\x12\x12\n\nnum_frames\x18\x01 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x06 \x01(\x01\x12\x1b\n\x13\x65ncode_tail_seconds\x18\x07 \x01(\x01\x12\x1e\n\x05spans\x18\x08 \x03(\x0b\x32\x0f.rushes.v1.Span\x12$\n\x08\x66indings\x18\t \x03(\x0b\x32\x12.rushes.v1.Finding\x12@\n\rstage_seconds\x18\n \x03(\x0b\x32).rushes.v1.RenderResult.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1c\n\x1a\x44\x65scribePostprocessRequest\"\xa9\x01\n\x1b\x44\x65scribePostprocessResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12%\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x15.rushes.v1.VideoCodec\x12\x11\n\tupscalers\x18\x07 \x03(\t*?\n\nVideoCodec\x12\x1b\n\x17VIDEO_CODEC_UNSPECIFIED\x10\x00\x12\x14\n\x10VIDEO_CODEC_H264\x10\x01*\x86\x01\n\x0e\x45ncodingEffort\x12\x1f\n\x1b\x45NCODING_EFFORT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NCODING_EFFORT_FASTEST\x10\x01\x12\x18\n\x14\x45NCODING_EFFORT_FAST\x10\x02\x12\x1c\n\x18\x45NCODING_EFFORT_THOROUGH\x10\x03*h\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_POSTER\x10\x01\x12\x1f\n\x1b\x41RTIFACT_KIND_CONTACT_SHEET\x10\x02\x32\xbd\x01\n\x12PostprocessService\x12\x41\n\x06Render\x12\x18.rushes.v1.RenderRequest\x1a\x19.rushes.v1.RenderResponse(\x01\x30\x01\x12\x64\n\x13\x44\x65scribePostprocess\x12%.rushes.v1.DescribePostprocessRequest\x1a&.rushes.v1.DescribePostprocessResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,40 +61,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDERSTART'].fields_by_name['artifacts']._serialized_options = b'\342A\001\001\272H\016\222\001\013\030\001\"\007\202\001\004\020\001 \000'
   _globals['_RENDERSTART'].fields_by_name['latents_size']._loaded_options = None
   _globals['_RENDERSTART'].fields_by_name['latents_size']._serialized_options = b'\342A\001\002\272H\004\"\002 \000'
+  _globals['_RENDERSTART'].fields_by_name['finish']._loaded_options = None
+  _globals['_RENDERSTART'].fields_by_name['finish']._serialized_options = b'\342A\001\001'
+  _globals['_RENDERSTART'].fields_by_name['inspection']._loaded_options = None
+  _globals['_RENDERSTART'].fields_by_name['inspection']._serialized_options = b'\342A\001\001'
   _globals['_RENDERRESPONSE'].oneofs_by_name['message']._loaded_options = None
   _globals['_RENDERRESPONSE'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
   _globals['_FRAGMENT'].fields_by_name['data']._loaded_options = None
   _globals['_FRAGMENT'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200@'
   _globals['_ARTIFACT'].fields_by_name['data']._loaded_options = None
   _globals['_ARTIFACT'].fields_by_name['data']._serialized_options = b'\272H\007z\005\030\200\200\200\001'
-  _globals['_VIDEOCODEC']._serialized_start=1980
-  _globals['_VIDEOCODEC']._serialized_end=2043
-  _globals['_ENCODINGEFFORT']._serialized_start=2046
-  _globals['_ENCODINGEFFORT']._serialized_end=2180
-  _globals['_ARTIFACTKIND']._serialized_start=2182
-  _globals['_ARTIFACTKIND']._serialized_end=2286
-  _globals['_VIDEOSETTINGS']._serialized_start=181
-  _globals['_VIDEOSETTINGS']._serialized_end=371
-  _globals['_RENDERREQUEST']._serialized_start=373
-  _globals['_RENDERREQUEST']._serialized_end=488
-  _globals['_RENDERSTART']._serialized_start=491
-  _globals['_RENDERSTART']._serialized_end=826
-  _globals['_RENDERRESPONSE']._serialized_start=829
-  _globals['_RENDERRESPONSE']._serialized_end=1082
-  _globals['_RENDERACCEPTED']._serialized_start=1085
-  _globals['_RENDERACCEPTED']._serialized_end=1228
-  _globals['_RENDERPROGRESS']._serialized_start=1230
-  _globals['_RENDERPROGRESS']._serialized_end=1309
-  _globals['_FRAGMENT']._serialized_start=1311
-  _globals['_FRAGMENT']._serialized_end=1438
-  _globals['_ARTIFACT']._serialized_start=1441
-  _globals['_ARTIFACT']._serialized_end=1587
-  _globals['_RENDERRESULT']._serialized_start=1590
-  _globals['_RENDERRESULT']._serialized_end=1795
-  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_start=1797
-  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_end=1825
-  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_start=1828
-  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_end=1978
-  _globals['_POSTPROCESSSERVICE']._serialized_start=2289
-  _globals['_POSTPROCESSSERVICE']._serialized_end=2478
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._loaded_options = None
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_options = b'8\001'
+  _globals['_VIDEOCODEC']._serialized_start=2322
+  _globals['_VIDEOCODEC']._serialized_end=2385
+  _globals['_ENCODINGEFFORT']._serialized_start=2388
+  _globals['_ENCODINGEFFORT']._serialized_end=2522
+  _globals['_ARTIFACTKIND']._serialized_start=2524
+  _globals['_ARTIFACTKIND']._serialized_end=2628
+  _globals['_VIDEOSETTINGS']._serialized_start=208
+  _globals['_VIDEOSETTINGS']._serialized_end=398
+  _globals['_RENDERREQUEST']._serialized_start=400
+  _globals['_RENDERREQUEST']._serialized_end=515
+  _globals['_RENDERSTART']._serialized_start=518
+  _globals['_RENDERSTART']._serialized_end=953
+  _globals['_RENDERRESPONSE']._serialized_start=956
+  _globals['_RENDERRESPONSE']._serialized_end=1209
+  _globals['_RENDERACCEPTED']._serialized_start=1212
+  _globals['_RENDERACCEPTED']._serialized_end=1394
+  _globals['_RENDERPROGRESS']._serialized_start=1396
+  _globals['_RENDERPROGRESS']._serialized_end=1475
+  _globals['_FRAGMENT']._serialized_start=1477
+  _globals['_FRAGMENT']._serialized_end=1604
+  _globals['_ARTIFACT']._serialized_start=1607
+  _globals['_ARTIFACT']._serialized_end=1753
+  _globals['_RENDERRESULT']._serialized_start=1756
+  _globals['_RENDERRESULT']._serialized_end=2118
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_start=2067
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_end=2118
+  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_start=2120
+  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_end=2148
+  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_start=2151
+  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_end=2320
+  _globals['_POSTPROCESSSERVICE']._serialized_start=2631
+  _globals['_POSTPROCESSSERVICE']._serialized_end=2820
 # @@protoc_insertion_point(module_scope)

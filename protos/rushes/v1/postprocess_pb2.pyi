@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from rushes.v1 import finishing_pb2 as _finishing_pb2
 from rushes.v1 import latency_pb2 as _latency_pb2
 from rushes.v1 import sampling_pb2 as _sampling_pb2
 from rushes.v1 import tensors_pb2 as _tensors_pb2
@@ -165,6 +166,8 @@ class RenderStart(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     LATENTS_SIZE_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    INSPECTION_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The generation this work belongs to: for logs and traces."""
     model: _builtins.str
@@ -185,6 +188,14 @@ class RenderStart(_message.Message):
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[Global___ArtifactKind.ValueType]:
         """Stills to make at the end."""
 
+    @_builtins.property
+    def finish(self) -> _finishing_pb2.FinishPlan:
+        """What happens to the frames between the decoder and the encoder. Not set: nothing."""
+
+    @_builtins.property
+    def inspection(self) -> _finishing_pb2.InspectionPolicy:
+        """What the quality gate does with what it finds. Not set: every check notes."""
+
     def __init__(
         self,
         *,
@@ -195,10 +206,12 @@ class RenderStart(_message.Message):
         video: Global___VideoSettings | None = ...,
         artifacts: _abc.Iterable[Global___ArtifactKind.ValueType] | None = ...,
         latents_size: _builtins.int = ...,
+        finish: _finishing_pb2.FinishPlan | None = ...,
+        inspection: _finishing_pb2.InspectionPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "inspection", b"inspection", "shape", b"shape", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "fps", b"fps", "generation_id", b"generation_id", "latents_size", b"latents_size", "model", b"model", "shape", b"shape", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "generation_id", b"generation_id", "inspection", b"inspection", "latents_size", b"latents_size", "model", b"model", "shape", b"shape", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +279,7 @@ class RenderAccepted(_message.Message):
     FPS_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Size of the finished clip."""
     height: _builtins.int
@@ -280,6 +294,10 @@ class RenderAccepted(_message.Message):
     def video(self) -> Global___VideoSettings:
         """Every field is set."""
 
+    @_builtins.property
+    def finish(self) -> _finishing_pb2.FinishPlan:
+        """The plan in force; every field is set."""
+
     def __init__(
         self,
         *,
@@ -289,10 +307,11 @@ class RenderAccepted(_message.Message):
         fps: _builtins.int = ...,
         video: Global___VideoSettings | None = ...,
         content_type: _builtins.str = ...,
+        finish: _finishing_pb2.FinishPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "finish", b"finish", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,6 +435,26 @@ class RenderResult(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class StageSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUM_FRAMES_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
@@ -424,6 +463,8 @@ class RenderResult(_message.Message):
     ENCODE_SECONDS_FIELD_NUMBER: _builtins.int
     ENCODE_TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    STAGE_SECONDS_FIELD_NUMBER: _builtins.int
     num_frames: _builtins.int
     """Frames in the clip."""
     duration_seconds: _builtins.float
@@ -442,6 +483,14 @@ class RenderResult(_message.Message):
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[_latency_pb2.Span]:
         """Measured intervals inside this call."""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_finishing_pb2.Finding]:
+        """What the quality gate found; empty for a clean clip."""
+
+    @_builtins.property
+    def stage_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Seconds each stage of the chain worked, by its name: decode, interpolate, upscale, finish, inspect, stills, encode."""
+
     def __init__(
         self,
         *,
@@ -453,10 +502,12 @@ class RenderResult(_message.Message):
         encode_seconds: _builtins.float = ...,
         encode_tail_seconds: _builtins.float = ...,
         spans: _abc.Iterable[_latency_pb2.Span] | None = ...,
+        findings: _abc.Iterable[_finishing_pb2.Finding] | None = ...,
+        stage_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "duration_seconds", b"duration_seconds", "encode_seconds", b"encode_seconds", "encode_tail_seconds", b"encode_tail_seconds", "num_frames", b"num_frames", "sha256", b"sha256", "size_bytes", b"size_bytes", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "duration_seconds", b"duration_seconds", "encode_seconds", b"encode_seconds", "encode_tail_seconds", b"encode_tail_seconds", "findings", b"findings", "num_frames", b"num_frames", "sha256", b"sha256", "size_bytes", b"size_bytes", "spans", b"spans", "stage_seconds", b"stage_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,6 +542,7 @@ class DescribePostprocessResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
+    UPSCALERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     fingerprint: _builtins.str
@@ -505,6 +557,10 @@ class DescribePostprocessResponse(_message.Message):
     def codecs(self) -> _containers.RepeatedScalarFieldContainer[Global___VideoCodec.ValueType]:
         """Codecs that this process can write."""
 
+    @_builtins.property
+    def upscalers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Upscalers that `FinishPlan.upscaler` may name."""
+
     def __init__(
         self,
         *,
@@ -514,10 +570,11 @@ class DescribePostprocessResponse(_message.Message):
         device: _builtins.str = ...,
         slots: _builtins.int = ...,
         codecs: _abc.Iterable[Global___VideoCodec.ValueType] | None = ...,
+        upscalers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
