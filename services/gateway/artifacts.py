@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -39,7 +39,7 @@ class Artifacts:
             return cls(from_url(url))
         return cls(LocalStore(prefix=Path(url), mkdir=True))
 
-    async def put(self, kind: Kind, data: bytes | memoryview) -> str:
+    async def put(self, kind: Kind, data: bytes | bytearray | memoryview) -> str:
         """Store `data` and answer its key. Raises `Exhausted` when the disk is full, and `Unavailable`."""
         content = bytes(data)
         key = await _key(kind, content)
@@ -73,7 +73,7 @@ class Artifacts:
             raise DataLoss("The stored object is damaged.", reason="ARTIFACT_DAMAGED")
         return content
 
-    async def read(self, key: str, *, offset: int, size: int, chunk_bytes: int) -> AsyncIterator[bytes]:
+    async def read(self, key: str, *, offset: int, size: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """The object's bytes from `offset` to its `size`, in pieces. Raises `NotFound`."""
         for start in range(offset, size, chunk_bytes):
             try:

@@ -1,4 +1,4 @@
-"""A circuit breaker per endpoint: closed, open after failures in a row, half-open for one trial. Pure: time is an argument."""
+"""A circuit breaker: closed, open after failures in a row, half-open for one trial. Pure: time is an argument."""
 
 import enum
 from dataclasses import dataclass, replace

@@ -47,6 +47,11 @@ class Timeline:
 
     spans: list[latency_pb2.Span] = field(default_factory=list)
 
+    @property
+    def end(self) -> float:
+        """When the last interval ended; 0 if there is none."""
+        return max((_end(span) for span in self.spans), default=0.0)
+
     def record(
         self,
         name: str,
@@ -113,25 +118,32 @@ class Timeline:
         )
 
 
+PARTS: Mapping[str, Part] = {
+    "encode": Part.ENCODE,
+    "denoise": Part.WITHIN,
+    "denoise.step": Part.HIGH_NOISE,
+    "denoise.preview": Part.PREVIEW,
+    "denoise.checkpoint": Part.HAND_OFF,
+    "denoise.receive": Part.TRANSFER,
+    "denoise.send": Part.TRANSFER,
+    "render": Part.WITHIN,
+    "render.decode": Part.DECODE,
+    "render.encode": Part.VIDEO_ENCODE,
+    "render.still": Part.VIDEO_ENCODE,
+    "render.receive": Part.TRANSFER,
+    "render.send": Part.TRANSFER,
+}
+"""The part of every span that the stages measure; a name that is not here counts as its longest known beginning."""
+
+
 def part_of(span: latency_pb2.Span) -> Part | None:
-    """The part that a stage's span counts for, by its name; None for one that only groups others."""
-    match span.name.split("."):
-        case ["encode", *_]:
-            return Part.ENCODE
-        case ["denoise", "step", *_]:
-            return Part.LOW_NOISE if "low" in span.attributes.get("expert", "").lower() else Part.HIGH_NOISE
-        case ["denoise", "preview", *_]:
-            return Part.PREVIEW
-        case ["denoise", "checkpoint" | "hand_off" | "state", *_]:
-            return Part.HAND_OFF
-        case ["denoise", "receive" | "send" | "transfer", *_] | ["render", "receive" | "send" | "transfer", *_]:
-            return Part.TRANSFER
-        case ["render", "decode", *_]:
-            return Part.DECODE
-        case ["render", "encode" | "artifact" | "artifacts", *_]:
-            return Part.VIDEO_ENCODE
-        case ["denoise" | "render", *_]:
-            return Part.WITHIN
+    """The part that a stage's span counts for; None for one that no stage is known to measure."""
+    words = span.name.split(".")
+    for length in range(len(words), 0, -1):
+        part = PARTS.get(".".join(words[:length]))
+        if part is not None:
+            low = part is Part.HIGH_NOISE and "low" in span.attributes.get("expert", "").lower()
+            return Part.LOW_NOISE if low else part
     return None
 
 

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
 from services.chassis.channels import open_channel
-from services.chassis.errors import DataLoss, DeadlineExceeded, Internal, RushesError, Unavailable
+from services.chassis.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, RushesError, Unavailable
 from services.chassis.telemetry import TracedChannel
 from services.gateway.breaker import Breaker, Circuit
 
 DescriptionT = TypeVar("DescriptionT")
 
-FAULTS = (Unavailable, Internal, DeadlineExceeded, DataLoss)
-"""Errors that speak against the endpoint and not against the request."""
+FAULTS = (Unavailable, Internal, DeadlineExceeded, DataLoss, Cancelled)
+"""Errors that speak against the endpoint and not against the request; nobody here cancels a call and reads on."""
 
 
 class Endpoint(Generic[DescriptionT]):

@@ -1,7 +1,9 @@
 """The stages as typed async functions: the only file of the gateway that knows the other services."""
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,8 +37,8 @@ class Encoded:
 class SolverBundle:
     """A bundle out of the denoiser: LATENTS or SOLVER_STATE, why it came, and the first step that has not run."""
 
-    kind: tensors_pb2.BundleKind
-    reason: denoiser_pb2.BundleReason
+    kind: tensors_pb2.BundleKind.ValueType
+    reason: denoiser_pb2.BundleReason.ValueType
     next_step: int
     payload: bytes
 
@@ -132,7 +134,7 @@ async def denoise(
     conditioning: bytes,
     state: bytes | None,
     timeout: float,
-) -> AsyncIterator[DenoiseItem]:
+) -> AsyncGenerator[DenoiseItem, None]:
     """Run the steps that `start` asks for; ends with a result. Closing the iterator stops the device."""
 
     def requests() -> Iterator[denoiser_pb2.DenoiseRequest]:
@@ -177,7 +179,7 @@ async def denoise(
 
 async def render(
     endpoint: Postprocessor, start: postprocess_pb2.RenderStart, *, latents: bytes, timeout: float
-) -> AsyncIterator[RenderItem]:
+) -> AsyncGenerator[RenderItem, None]:
     """Turn latents into a clip; ends with a result. Closing the iterator stops the device."""
 
     def requests() -> Iterator[postprocess_pb2.RenderRequest]:
@@ -203,12 +205,12 @@ async def render(
         raise DataLoss("The postprocessor's stream ended early.", reason="STREAM_TRUNCATED")
 
 
-def holds(expert: sampling_pb2.Expert, described: denoiser_pb2.DescribeDenoiserResponse) -> bool:
+def holds(expert: sampling_pb2.Expert.ValueType, described: denoiser_pb2.DescribeDenoiserResponse) -> bool:
     """Whether a denoiser holds an expert."""
     return expert in described.experts
 
 
-async def _responses(call: Any) -> AsyncIterator[Any]:
+async def _responses(call: Any) -> AsyncGenerator[Any, None]:
     """The responses of a call, which is cancelled when the reader goes away. Raises the suite's errors."""
     try:
         async for response in call:

@@ -2,6 +2,7 @@
 
 import secrets as entropy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
 
 from sqlalchemy import case, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,9 +22,9 @@ RUNNING = text(f"generations.state = {State.RUNNING:d}")
 """Written out, not bound: a partial index serves only a condition that the planner can read."""
 
 
-def topic(generation_id: str) -> str:
-    """The topic that rings when a generation has a new event or is to be cancelled."""
-    return f"generation:{generation_id}"
+def topic(generation_id: str, what: Literal["event", "cancel"] = "event") -> str:
+    """The topic that rings when a generation has a new event, or is to be cancelled."""
+    return f"{what}:{generation_id}"
 
 
 class JobStore:
@@ -172,8 +173,10 @@ class JobStore:
                 job = ended or job
             elif job.state is State.RUNNING:
                 await connection.execute(update(generations).where(mine).values(cancel_requested=True))
-            await self._database.ring(connection, topic(generation_id))
-        self._database.notifications.ring(topic(generation_id))
+            for one in (topic(generation_id), topic(generation_id, "cancel")):
+                await self._database.ring(connection, one)
+        for one in (topic(generation_id), topic(generation_id, "cancel")):
+            self._database.notifications.ring(one)
         return job
 
     async def delete(self, generation_id: str, tenant: str) -> bool:

@@ -1,8 +1,9 @@
 """What workers do with generations: claim, heartbeat, write under the lease, finish; and the reaper."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from sqlalchemy import Select, bindparam, func, insert, select, union_all, update
+from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +15,7 @@ from services.gateway.store.jobs import QUEUE_TOPIC, QUEUED, RUNNING, topic
 from services.gateway.store.tables import events, generations, previews, tenants, tier_clocks
 from services.gateway.store.transitions import State
 
+NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 WHOLE_QUEUE = 0
 """The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
 
@@ -111,16 +113,27 @@ class LeaseStore:
         async with self._database.write() as connection:
             return await _fenced(connection, lease, {"lease_until": until})
 
-    async def append(self, lease: Lease, payloads: Sequence[bytes], **changes: object) -> Job:
-        """Write events, and `changes` of the job's columns with them, in one transaction."""
-        now = self._clock()
+    async def append(
+        self, lease: Lease, payloads: Sequence[bytes], *, after: int, changes: Mapping[str, object] = NO_CHANGES
+    ) -> int:
+        """Write events after the sequence `after`, and `changes` of the job's columns with them; the new last sequence.
+
+        The same call again, after a failure that left open whether it had succeeded, writes nothing twice.
+        """
+        now, last = self._clock(), after + len(payloads)
         async with self._database.write() as connection:
-            values = {**changes, "last_sequence": generations.c.last_sequence + len(payloads)}
-            job = await _fenced(connection, lease, values)
+            job = await _write(
+                connection, lease, {**changes, "last_sequence": last}, generations.c.last_sequence == after
+            )
+            if job is None:
+                known = await _read(connection, lease)
+                if known is None or known.last_sequence != last or known.terminal:
+                    raise LeaseLost(lease.id)
+                return last
             await _insert_events(connection, job, payloads, now)
             await self._database.ring(connection, topic(lease.id))
         self._database.notifications.ring(topic(lease.id))
-        return job
+        return last
 
     async def preview(self, lease: Lease, version: int, payload: bytes) -> None:
         """Replace the latest preview, for watchers of other gateways."""
@@ -136,7 +149,7 @@ class LeaseStore:
             await self._database.ring(connection, topic(lease.id))
 
     async def finish(self, lease: Lease, outcome: Outcome) -> Job:
-        """End the generation."""
+        """End the generation; the same call again changes nothing."""
         now = self._clock()
         async with self._database.write() as connection:
             job = await end(
@@ -148,7 +161,9 @@ class LeaseStore:
                 terminal_event=self._terminal_event,
             )
             if job is None:
-                raise LeaseLost(lease.id)
+                job = await _read(connection, lease)
+                if job is None or not job.terminal:
+                    raise LeaseLost(lease.id)
             await self._database.ring(connection, topic(lease.id))
         self._database.notifications.ring(topic(lease.id))
         return job
@@ -248,21 +263,35 @@ def _requeued() -> dict[str, object]:
     return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
 
 
-async def _fenced(connection: AsyncConnection, lease: Lease, values: dict[str, object]) -> Job:
+async def _write(
+    connection: AsyncConnection, lease: Lease, values: Mapping[str, object], *conditions: ColumnElement[bool]
+) -> Job | None:
     statement = (
         update(generations)
         .where(
             generations.c.id == lease.id,
             generations.c.lease_epoch == lease.epoch,
             generations.c.state == State.RUNNING,
+            *conditions,
         )
         .values(values)
         .returning(*generations.c)
     )
     row = (await connection.execute(statement)).one_or_none()
-    if row is None:
+    return None if row is None else Job.from_row(row)
+
+
+async def _fenced(connection: AsyncConnection, lease: Lease, values: Mapping[str, object]) -> Job:
+    job = await _write(connection, lease, values)
+    if job is None:
         raise LeaseLost(lease.id)
-    return Job.from_row(row)
+    return job
+
+
+async def _read(connection: AsyncConnection, lease: Lease) -> Job | None:
+    query = select(generations).where(generations.c.id == lease.id, generations.c.lease_epoch == lease.epoch)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else Job.from_row(row)
 
 
 async def _insert_events(connection: AsyncConnection, job: Job, payloads: Sequence[bytes], now: float) -> None:

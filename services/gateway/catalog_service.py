@@ -1,0 +1,36 @@
+"""CatalogService: what can be asked for."""
+
+from rushes.v1 import catalog_pb2, catalog_pb2_grpc
+from services.chassis.handlers import Context
+from services.gateway.catalog import Catalog
+from services.gateway.stages import Stages
+
+MAX_PROMPT_CHARACTERS = 8000
+"""As the constraint in `generation.proto` says."""
+
+
+class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
+    """See `catalog.proto`."""
+
+    def __init__(self, catalog: Catalog, stages: Stages, *, max_queued: int, max_message_bytes: int) -> None:
+        self._catalog = catalog
+        self._stages = stages
+        self._max_queued = max_queued
+        self._max_message_bytes = max_message_bytes
+
+    async def ListModels(  # noqa: N802 - the name in the proto
+        self, _request: catalog_pb2.ListModelsRequest, _context: Context
+    ) -> catalog_pb2.ListModelsResponse:
+        """The models whose stages all answer."""
+        return catalog_pb2.ListModelsResponse(models=[known.message for known in self._catalog.models()])
+
+    async def GetLimits(  # noqa: N802 - the name in the proto
+        self, _request: catalog_pb2.GetLimitsRequest, _context: Context
+    ) -> catalog_pb2.GetLimitsResponse:
+        """What this gateway takes."""
+        return catalog_pb2.GetLimitsResponse(
+            max_prompt_characters=MAX_PROMPT_CHARACTERS,
+            max_queued=self._max_queued,
+            max_running=self._stages.denoisers.slots,
+            max_message_bytes=self._max_message_bytes,
+        )

@@ -1,0 +1,105 @@
+"""The settings of a generation: defaults filled in, limits checked, and what they come to. No I/O."""
+
+import hashlib
+import unicodedata
+
+from rushes.v1 import catalog_pb2, denoiser_pb2, generation_pb2, postprocess_pb2, sampling_pb2
+from services.chassis.errors import FieldViolation, InvalidRequest
+from services.gateway.cost_model import Plan
+
+DEFAULT_CRF = 18
+DEFAULT_PREVIEWS = sampling_pb2.PreviewSettings(every_steps=2)
+DEFAULT_ARTIFACTS = (postprocess_pb2.ARTIFACT_KIND_POSTER, postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET)
+
+
+def resolve(
+    asked: generation_pb2.GenerationSpec, model: catalog_pb2.Model, *, seed: int
+) -> generation_pb2.GenerationSpec:
+    """`asked` with every setting in force: what it leaves out is the model's default, and the seed is `seed`.
+
+    Raises `InvalidRequest` with every setting that is outside the model's limits.
+    """
+    defaults, spec = model.defaults, generation_pb2.GenerationSpec()
+    spec.CopyFrom(asked)
+    spec.model = model.id
+    spec.prompt = unicodedata.normalize("NFC", spec.prompt)
+    if not spec.HasField("negative_prompt"):
+        spec.negative_prompt = defaults.negative_prompt
+    spec.negative_prompt = unicodedata.normalize("NFC", spec.negative_prompt)
+    for name in ("width", "height", "num_frames"):
+        if not spec.HasField(name):
+            setattr(spec, name, getattr(defaults.shape, name))
+    if not spec.HasField("fps"):
+        spec.fps = defaults.fps
+    if not spec.HasField("seed"):
+        spec.seed = seed
+    # Merged over the defaults: a field of `asked` that is set wins.
+    spec.sampling.CopyFrom(defaults.sampling)
+    spec.sampling.MergeFrom(asked.sampling)
+    if not spec.HasField("previews"):
+        spec.previews.CopyFrom(DEFAULT_PREVIEWS)
+    spec.video.codec = spec.video.codec or postprocess_pb2.VIDEO_CODEC_H264
+    spec.video.effort = spec.video.effort or postprocess_pb2.ENCODING_EFFORT_FAST
+    if not spec.video.HasField("crf"):
+        spec.video.crf = DEFAULT_CRF
+    if not spec.artifacts:
+        spec.artifacts.extend(DEFAULT_ARTIFACTS)
+    spec.tier = spec.tier or generation_pb2.TIER_STANDARD
+    violations = over_limits(spec, model.limits)
+    if violations:
+        raise InvalidRequest(violations=violations)
+    return spec
+
+
+def over_limits(spec: generation_pb2.GenerationSpec, limits: denoiser_pb2.ModelLimits) -> list[FieldViolation]:
+    """Every setting of a resolved spec that the model does not allow."""
+    checked = (
+        ("width", spec.width, "max_width"),
+        ("height", spec.height, "max_height"),
+        ("num_frames", spec.num_frames, "max_frames"),
+        ("sampling.steps", spec.sampling.steps, "max_steps"),
+    )
+    return [
+        FieldViolation(field=f"spec.{field}", rule=f"must be at most {getattr(limits, limit)} for this model")
+        for field, value, limit in checked
+        if value > getattr(limits, limit)
+    ]
+
+
+def plan(spec: generation_pb2.GenerationSpec) -> Plan:
+    """What shapes the cost of a resolved spec. The split of the steps is that of the flow-shifted schedule."""
+    sampling = spec.sampling
+    high = high_noise_steps(sampling.steps, sampling.flow_shift, sampling.boundary_ratio)
+    return Plan(
+        model=spec.model,
+        width=spec.width,
+        height=spec.height,
+        num_frames=spec.num_frames,
+        high_steps=high,
+        low_steps=sampling.steps - high,
+        forwards_high=1 if sampling.guidance_scale_high == 1.0 else 2,
+        forwards_low=1 if sampling.guidance_scale_low == 1.0 else 2,
+    )
+
+
+def high_noise_steps(steps: int, flow_shift: float, boundary_ratio: float) -> int:
+    """Steps at or above the boundary, for a forecast: even sigmas, shifted to s * sigma / (1 + (s - 1) * sigma)."""
+    shifted = (
+        flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma) for sigma in (1.0 - k / steps for k in range(steps))
+    )
+    return sum(sigma >= boundary_ratio for sigma in shifted)
+
+
+def fingerprint(spec: generation_pb2.GenerationSpec, model_fingerprint: str) -> str:
+    """Equal for generations that give the same clip: weights, text, seed, settings; not tier and previews."""
+    shaping = generation_pb2.GenerationSpec()
+    shaping.CopyFrom(spec)
+    shaping.ClearField("tier")
+    shaping.ClearField("previews")
+    content = model_fingerprint.encode() + b"\0" + shaping.SerializeToString(deterministic=True)
+    return hashlib.sha256(content).hexdigest()
+
+
+def request_digest(asked: generation_pb2.GenerationSpec) -> str:
+    """Equal for the same request, before anything is filled in."""
+    return hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()
