@@ -236,6 +236,8 @@ class Chain:
             video=self._spec.video,
             artifacts=self._spec.artifacts,
             latents_size=len(latents),
+            finish=self._spec.finish if self._spec.HasField("finish") else None,
+            inspection=self._spec.inspection if self._spec.HasField("inspection") else None,
         )
         began, inside = self._elapsed(), list[latency_pb2.Span]()
         call = stages.render(endpoint, start, latents=latents, timeout=self._patience.render_seconds)

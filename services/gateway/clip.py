@@ -45,9 +45,9 @@ class Clip:
                     self._stills[event.artifact.kind] = event.artifact.data
 
     @property
-    def content_type(self) -> str:
-        """Content type of the clip, once the renderer has accepted it."""
-        return self._accepted.content_type if self._accepted else ""
+    def form(self) -> postprocess_pb2.RenderAccepted:
+        """Size, rate and type of the clip, as the renderer accepted it."""
+        return self._accepted or postprocess_pb2.RenderAccepted()
 
     def accepted(self, message: postprocess_pb2.RenderAccepted) -> list[generation_pb2.GenerationEvent]:
         """A renderer begins, for the first time or again."""

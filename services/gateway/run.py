@@ -229,11 +229,12 @@ class Run:
         self._charge = replace(self._charge, size_bytes=result.size_bytes)
         return (
             generation_pb2.Video(
-                content_type=self._clip.content_type,
-                width=self._spec.width,
-                height=self._spec.height,
+                content_type=self._clip.form.content_type,
+                width=self._clip.form.width,
+                height=self._clip.form.height,
                 num_frames=result.num_frames,
-                fps=self._spec.fps,
+                fps=self._clip.form.fps,
+                findings=result.findings,
                 duration_seconds=result.duration_seconds,
                 size_bytes=result.size_bytes,
                 sha256=result.sha256,

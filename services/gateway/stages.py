@@ -14,6 +14,7 @@ from rushes.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from rushes.v1.encoder_pb2_grpc import EncoderServiceStub
 from rushes.v1.postprocess_pb2_grpc import PostprocessServiceStub
 from services.chassis import bundles
+from services.chassis.channels import scoped
 from services.chassis.errors import DataLoss, from_rpc_error
 from services.gateway.pool import Endpoint, Pool
 
@@ -212,10 +213,9 @@ def holds(expert: sampling_pb2.Expert.ValueType, described: denoiser_pb2.Describ
 
 async def _responses(call: Any) -> AsyncGenerator[Any, None]:
     """The responses of a call, which is cancelled when the reader goes away. Raises the suite's errors."""
-    try:
-        async for response in call:
-            yield response
-    except grpc.aio.AioRpcError as failed:
-        raise from_rpc_error(failed) from None
-    finally:
-        call.cancel()
+    with scoped(call):
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as failed:
+            raise from_rpc_error(failed) from None
