@@ -5,7 +5,7 @@ import sys
 from services.chassis.config import load
 from services.chassis.lifecycle import serve
 from services.gateway.config import GatewayConfig
-from services.gateway.gateway import open_gateway
+from services.gateway.service import open_gateway
 
 
 def main() -> None:

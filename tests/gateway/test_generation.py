@@ -12,7 +12,7 @@ from rushes.v1 import generation_pb2 as gp
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub
 from services.chassis.lifecycle import run_server
 from services.gateway.config import GatewayConfig
-from services.gateway.gateway import open_gateway
+from services.gateway.service import open_gateway
 from tests.gateway.stage_servers import Addresses, Behaviour, stages
 
 
