@@ -1,14 +1,16 @@
 """The command line of a configuration class: a flag per field, made from the class itself."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 _Path = tuple[str, ...]
 
@@ -21,6 +23,8 @@ class Flags:
         self._prefix = config_class.model_config.get("env_prefix", "")
         self._delimiter = config_class.model_config.get("env_nested_delimiter") or "__"
         self._fields = dict(_leaves(config_class, ()))
+        source = EnvSettingsSource(config_class)
+        self._complex = {".".join(path) for path, field in self._fields.items() if source.field_is_complex(field)}
         self._parser = argparse.ArgumentParser(
             prog=program,
             description="A flag wins over its variable, the variable over the default.",
@@ -50,8 +54,15 @@ class Flags:
             place = given
             for parent in parents:
                 place = place.setdefault(parent, {})
-            place[name] = value
+            place[name] = self._read(dotted, value)
         return given
+
+    def _read(self, dotted: str, value: Any) -> Any:
+        """A list or a mapping is JSON, as in its variable; text that is none goes on to be refused by the class."""
+        if dotted in self._complex:
+            with suppress(ValueError):
+                return json.loads(value)
+        return value
 
     def variable(self, path: _Path) -> str:
         """The environment variable of a field."""
