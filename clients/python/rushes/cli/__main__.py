@@ -1,0 +1,47 @@
+"""`rushes`, and `python -m rushes.cli`."""
+
+import os
+import sys
+
+from rushes.cli.app import app
+
+
+def main() -> None:
+    """Run the command that the arguments name; exits with the code that says how it ended (see `exits`)."""
+    # The library's own complaints about lost connections are not for users: the client reports what matters.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    as_json = "--json" in sys.argv
+    try:
+        code = app(prog_name="rushes", standalone_mode=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (KeyboardInterrupt, BaseException) as failure:  # noqa: BLE001 - every end of the process passes here
+        code = _end(failure, as_json=as_json)
+    sys.exit(code)
+
+
+def _end(failure: BaseException, *, as_json: bool) -> int | str | None:
+    import asyncio  # noqa: PLC0415 - `--help` does without
+
+    if isinstance(failure, SystemExit):
+        return failure.code
+    if isinstance(failure, KeyboardInterrupt | asyncio.CancelledError):
+        sys.stderr.write("" if as_json else "rushes: cancelled\n")
+        return 130
+    from rushes.cli.exits import ending_of  # noqa: PLC0415 - it imports grpc, which most failures do not need
+
+    ending = ending_of(failure) if isinstance(failure, Exception) else None
+    if ending is None:
+        raise failure
+    if as_json:
+        from rushes.cli.reports.json_lines import print_json  # noqa: PLC0415 - as above
+
+        print_json("error", **ending.facts)
+    else:
+        sys.stderr.write(f"rushes: {ending.line}\n")
+    return ending.code
+
+
+if __name__ == "__main__":
+    main()

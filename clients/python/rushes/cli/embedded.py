@@ -1,0 +1,171 @@
+"""The whole suite in this process: the same four gRPC servers, over Unix sockets in a private folder."""
+
+import asyncio
+import importlib
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rushes.cli.model_choice import ModelChoice, ensure_written
+from rushes.cli.refusal import CommandRefused
+from rushes.cli.state import StateFolder
+from services.chassis.config import ServiceConfig
+from services.chassis.errors import RushesError
+from services.chassis.lifecycle import run_server
+from services.chassis.logs import configure_logging
+
+OnLoading = Callable[[str, float | None], None]
+
+STAGES = ("encoder", "denoiser", "postprocess")
+CONFIG_CLASSES = {
+    "encoder": "EncoderConfig",
+    "denoiser": "DenoiserConfig",
+    "postprocess": "PostprocessConfig",
+    "gateway": "GatewayConfig",
+}
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteSettings:
+    """The model, and where and in which type it runs; None for the services' own choice."""
+
+    model: ModelChoice
+    device: str | None = None
+    dtype: str | None = None
+
+
+@asynccontextmanager
+async def embedded_suite(settings: SuiteSettings, state: StateFolder, on_loading: OnLoading) -> AsyncIterator[str]:
+    """Load and serve everything for the block; yields the gateway's address. The gateway is drained first.
+
+    Raises `CommandRefused` for a model or a setting that is refused.
+    """
+    began = time.monotonic()
+    with _logging_to(state.log), tempfile.TemporaryDirectory(prefix="rushes-") as sockets:
+        at = {name: f"unix:{sockets}/{name}.sock" for name in (*STAGES, "gateway")}
+        weights = {"model": settings.model.path, "device": settings.device, "dtype": settings.dtype}
+        gateway = _gateway_settings(state) | {name: at[name] for name in STAGES}
+        suite = [
+            *(_Service(name, {"listen": at[name]} | _given(weights), on_loading) for name in STAGES),
+            _Service("gateway", {"listen": at["gateway"]} | gateway, on_loading),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                on_loading("libraries", None)
+                await asyncio.to_thread(_import_services, settings.model)
+                on_loading("libraries", time.monotonic() - began)
+                tasks = [group.create_task(service.run()) for service in suite]
+                for service in suite:
+                    await service.ready.wait()
+                on_loading("suite", time.monotonic() - began)
+                try:
+                    yield at["gateway"]
+                finally:
+                    for service, task in reversed(list(zip(suite, tasks, strict=True))):
+                        service.stop.set()
+                        await asyncio.wait([task])
+        except BaseExceptionGroup as failures:
+            raise _refusal(_first(failures)) from None
+
+
+@asynccontextmanager
+async def embedded_gateway(state: StateFolder) -> AsyncIterator[str]:
+    """Only the gateway, to read what the state folder holds; yields its address."""
+    with _logging_to(state.log), tempfile.TemporaryDirectory(prefix="rushes-") as sockets:
+        address = f"unix:{sockets}/gateway.sock"
+        absent = {name: f"unix:{sockets}/{name}.sock" for name in STAGES}
+        values = {"listen": address, "stage_wait_seconds": 0.0} | _gateway_settings(state) | absent
+        service = _Service("gateway", values, lambda _name, _seconds: None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(service.run())
+                await service.ready.wait()
+                try:
+                    yield address
+                finally:
+                    service.stop.set()
+        except BaseExceptionGroup as failures:
+            raise _refusal(_first(failures)) from None
+
+
+class _Service:
+    """One service of the suite, loaded and served by a task of its own."""
+
+    def __init__(self, name: str, values: dict[str, Any], on_loading: OnLoading) -> None:
+        self.ready = asyncio.Event()
+        self.stop = asyncio.Event()
+        self._name = name
+        self._values = values
+        self._on_loading = on_loading
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        began = time.monotonic()
+        self._on_loading(self._name, None)
+        config_class = getattr(importlib.import_module(f"services.{self._name}.config"), CONFIG_CLASSES[self._name])
+        opener = getattr(importlib.import_module(f"services.{self._name}.service"), f"open_{self._name}")
+        config: ServiceConfig = config_class(grace_seconds=STOP_SECONDS, **self._values)
+        async with run_server(config, self._name, partial(opener, config)):
+            self._on_loading(self._name, time.monotonic() - began)
+            self.ready.set()
+            await self.stop.wait()
+
+
+def _import_services(model: ModelChoice) -> None:
+    """One thread imports everything: two that import torch at once would meet half-made modules."""
+    for name in ("gateway", *STAGES):
+        importlib.import_module(f"services.{name}.service")
+    ensure_written(model)
+
+
+def _gateway_settings(state: StateFolder) -> dict[str, Any]:
+    return {
+        "database_url": f"sqlite:///{state.path.resolve() / 'rushes.db'}",
+        "artifacts_url": str(state.path.resolve() / "artifacts"),
+        "api_keys": False,
+    }
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send the log of the services to the file for the block."""
+    root = logging.getLogger()
+    configure_logging("embedded", "info")
+    with path.open("a", encoding="utf-8") as file:
+        for handler in root.handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(file)
+        try:
+            yield
+        finally:
+            root.handlers.clear()
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
+
+
+def _refusal(failure: BaseException) -> BaseException:
+    """The failure in the command line's words; unchanged if it did not come from starting the suite."""
+    if isinstance(failure, ValidationError):
+        detail = failure.errors()[0]
+        option = "--" + "-".join(str(part) for part in detail["loc"]).replace("_", "-")
+        return CommandRefused(option, detail["msg"])
+    if isinstance(failure, RushesError):
+        refused = failure.reason == "MODEL_REFUSED"
+        return CommandRefused("--model" if refused else "suite", failure.message, code=2 if refused else 3)
+    return failure

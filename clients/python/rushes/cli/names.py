@@ -1,0 +1,30 @@
+"""Names of the files that a generation leaves."""
+
+import re
+from pathlib import Path
+
+from rushes.v1.generation_pb2 import GenerationSpec
+
+MAX_STEM = 48
+
+
+def default_video(spec: GenerationSpec, folder: Path) -> Path:
+    """`<prompt>-<seed>.mp4` in the folder, numbered on where there is one already: no earlier clip is overwritten."""
+    words = re.findall(r"\w+", spec.prompt.lower())
+    stem = ""
+    for word in words:
+        longer = f"{stem}-{word}" if stem else word[:MAX_STEM]
+        if len(longer) > MAX_STEM:
+            break
+        stem = longer
+    stem = f"{stem or 'clip'}-{spec.seed}"
+    candidate, count = folder / f"{stem}.mp4", 2
+    while candidate.exists() or contact_sheet(candidate).exists():
+        candidate = folder / f"{stem}-{count}.mp4"
+        count += 1
+    return candidate
+
+
+def contact_sheet(video: Path) -> Path:
+    """The contact sheet beside a clip."""
+    return video.with_suffix(".png")

@@ -1,0 +1,92 @@
+"""Options that more than one command has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CLIP = "The clip"
+SAMPLING = "Sampling"
+FILES = "Files"
+SUITE = "Embedded suite"
+GATEWAY = "Gateway"
+
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="What the clip shows: subject, action, scene, camera, mood.")
+]
+GenerationId = Annotated[str, typer.Argument(metavar="ID", help="Id of the generation.")]
+
+Negative = Annotated[
+    str | None, typer.Option("--negative", help="What the clip should not show.", rich_help_panel=CLIP)
+]
+Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", rich_help_panel=CLIP)]
+Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", rich_help_panel=CLIP)]
+Frames = Annotated[int | None, typer.Option(help="Frames, 4k + 1.", rich_help_panel=CLIP)]
+Fps = Annotated[int | None, typer.Option(help="Frames a second.", rich_help_panel=CLIP)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn if not given.", rich_help_panel=CLIP)]
+Crf = Annotated[int | None, typer.Option(help="Constant rate factor: lower is better.", rich_help_panel=CLIP)]
+
+Steps = Annotated[int | None, typer.Option(help="Solver steps.", rich_help_panel=SAMPLING)]
+SolverName = Annotated[str | None, typer.Option("--solver", help="unipc, euler or dpmpp_2m.", rich_help_panel=SAMPLING)]
+SigmaRuleName = Annotated[str | None, typer.Option("--sigma-rule", help="wan or diffusers.", rich_help_panel=SAMPLING)]
+Shift = Annotated[float | None, typer.Option(help="Flow shift of the noise levels.", rich_help_panel=SAMPLING)]
+Boundary = Annotated[
+    float | None,
+    typer.Option(help="Share of the timesteps above which the high-noise expert works.", rich_help_panel=SAMPLING),
+]
+GuidanceHigh = Annotated[
+    float | None, typer.Option(help="Guidance scale of the high-noise expert.", rich_help_panel=SAMPLING)
+]
+GuidanceLow = Annotated[
+    float | None, typer.Option(help="Guidance scale of the low-noise expert.", rich_help_panel=SAMPLING)
+]
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Name of the MP4, or a folder. Default: made from prompt and seed.",
+        rich_help_panel=FILES,
+    ),
+]
+Previews = Annotated[
+    Path | None, typer.Option(help="Folder for pictures of the clip while it forms.", rich_help_panel=FILES)
+]
+PreviewEvery = Annotated[int, typer.Option(help="Steps between previews.", min=1, rich_help_panel=FILES)]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RUSHES_MODEL",
+        help="Folder in diffusers layout, or a model's id. Default: the embedded model.",
+        rich_help_panel=SUITE,
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.", rich_help_panel=SUITE)]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=SUITE)]
+
+Gateway = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RUSHES_GATEWAY",
+        help="host:port or unix:/path.sock. Default: the one that runs on the state folder.",
+        rich_help_panel=GATEWAY,
+    ),
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="RUSHES_API_KEY", show_envvar=True, help="API key.", rich_help_panel=GATEWAY)
+]
+UseTls = Annotated[bool, typer.Option("--tls", help="Use TLS.", rich_help_panel=GATEWAY)]
+Ca = Annotated[
+    Path | None, typer.Option(help="PEM certificates to trust instead of the system's.", rich_help_panel=GATEWAY)
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="RUSHES_STATE",
+        help="Folder of jobs, clips and logs. Default: the user's data folder.",
+        rich_help_panel=GATEWAY,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines and nothing else.")]
