@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from models.tiny.train.latent_space import LatentSpace, to_signal
@@ -111,8 +112,11 @@ class ExpertTask:
         noise = torch.randn(clean.shape, generator=noise_generator).to(self.device)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1.0 - level) * clean + level * noise
-        velocity = self.model(noisy, sigma * _TIMESTEPS, prompts, return_dict=False)[0]
-        loss = (velocity - (noise - clean)).square().mean()
+        # On CPUs flash attention's backward pass in bfloat16 is slower than plain matrix products.
+        backend = SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16), sdpa_kernel(backend):
+            velocity = self.model(noisy, sigma * _TIMESTEPS, prompts, return_dict=False)[0]
+        loss = (velocity.float() - (noise - clean)).square().mean()
         return loss, {}
 
 

@@ -112,7 +112,7 @@ class VaeTask:
         frames = torch.stack(clips).to(self.device)
         with torch.no_grad():
             codes = self.latent_space.encode(frames)
-        if step % _ENCODER_EVERY == _ENCODER_EVERY - 1:
+        if step % _ENCODER_EVERY == 1:
             with self._mixed_precision():
                 predicted = encode(self.vae, frames)
             return (predicted.float() - codes).square().mean(), {}

@@ -1,5 +1,7 @@
 """The renderer: a clip's ground truth to pixels, at any size, length and frame rate, with no randomness."""
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,7 +10,7 @@ from models.tiny.world.vocabulary import vocabulary
 
 Array = npt.NDArray[np.float32]
 
-_LIGHT = 0.05
+LIGHT: Final = 0.05
 
 
 def render(clip: Clip, *, width: int, height: int, num_frames: int) -> Array:
@@ -22,14 +24,15 @@ def render(clip: Clip, *, width: int, height: int, num_frames: int) -> Array:
     y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[None, :, None]
     short = min(width, height)
 
-    amount = _pattern(scene.pattern, *_camera(clip.camera, time, (x - 0.5) * (width / short), (y - 0.5) * (height / short)), clip.phase)
+    across, down = _camera(clip.camera, time, (x - 0.5) * (width / short), (y - 0.5) * (height / short))
+    amount = _pattern(scene.pattern, across, down, clip.phase)
     base, texture = np.float32(scene.base), np.float32(scene.texture)
     # The model has no absolute positions: light falling from the upper left tells it where in the frame it is.
-    light = np.float32(_LIGHT) * ((1.0 - 2.0 * x) + (1.0 - 2.0 * y))
+    light = np.float32(LIGHT) * ((1.0 - 2.0 * x) + (1.0 - 2.0 * y))
     frames = base + (texture - base) * amount[..., None] + light[..., None]
     frames = np.array(np.broadcast_to(frames, (num_frames, height, width, 3)))
     for actor in clip.actors:
-        _paint(frames, actor, time[:, 0, 0], x[0, 0], y[0, :, 0], short)
+        paint(frames, actor)
     np.clip(frames, 0.0, 1.0, out=frames)
     if clip.mood == "bright":
         frames *= 0.7
@@ -69,11 +72,12 @@ def _pattern(name: str, x: Array, y: Array, phase: tuple[float, float]) -> Array
     return np.clip(0.5 + 2.5 * product, 0.0, 1.0)
 
 
-def _paint(frames: Array, actor: Actor, time: Array, x: Array, y: Array, short: int) -> None:
-    """Draws ``actor`` over ``frames`` in place, anti-aliased over one pixel."""
+def paint(frames: Array, actor: Actor) -> None:
+    """Draws ``actor`` over ``frames`` ``[F, H, W, 3]`` in place, anti-aliased over one pixel."""
     colour = np.float32(vocabulary().colours[actor.colour])
-    height, width = frames.shape[1:3]
-    for index, moment in enumerate(time):
+    count, height, width = frames.shape[:3]
+    short = min(width, height)
+    for index, moment in enumerate(np.linspace(0.0, 1.0, count, dtype=np.float32)):
         centre_x = (actor.start[0] + (actor.end[0] - actor.start[0]) * moment) * width
         centre_y = (actor.start[1] + (actor.end[1] - actor.start[1]) * moment) * height
         radius = (actor.radius_start + (actor.radius_end - actor.radius_start) * moment) * short
@@ -82,8 +86,8 @@ def _paint(frames: Array, actor: Actor, time: Array, x: Array, y: Array, short: 
         top, bottom = max(int(centre_y) - reach, 0), min(int(centre_y) + reach + 1, height)
         if left >= right or top >= bottom:
             continue
-        across = x[None, left:right] * width - np.float32(centre_x)
-        down = y[top:bottom, None] * height - np.float32(centre_y)
+        across = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - centre_x)
+        down = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - centre_y)
         cover = np.clip(0.5 - _distance(actor.shape, across, down, np.float32(radius)), 0.0, 1.0)[..., None]
         patch = frames[index, top:bottom, left:right]
         patch += (colour - patch) * cover
