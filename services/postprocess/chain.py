@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from services.model.device import DeviceThread
 from services.postprocess.frames import Frames, Stage
+
+SOURCE = "decode"
+"""What the source does, as it is called in traces."""
 
 _DEPTH = 2
 _END = object()
@@ -43,45 +46,57 @@ class Chain:
     source, and memory does not depend on the length of the clip.
     """
 
-    def __init__(self, device: DeviceThread, source: Generator[Frames, None, None], stages: Sequence[Stage[Any]]):
+    def __init__(
+        self, device: DeviceThread, source: Generator[Frames, None, None], stages: Sequence[Stage[Any]]
+    ) -> None:
         self._device = device
         self._source = source
         self._stages = tuple(stages)
         self.work: list[Work] = []
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[AsyncIterator[Any]]:
-        """Run for the block, which iterates over what the last stage gives.
+    async def items(self) -> AsyncGenerator[Any, None]:
+        """Run; give a `Work` for each chunk that the source made, and whatever the last stage gives.
 
-        Leaving the block early, by an error or a cancellation, ends every stage after the item that it has in hand; all
-        threads are idle when this returns. A stage that breaks ends the others and raises `StageFailed` in a group.
+        Closing this early ends every stage after the item that it has in hand; all threads are idle when it returns. A
+        stage that breaks ends the others and raises `StageFailed`.
         """
+        outputs: asyncio.Queue[Any] = asyncio.Queue(_DEPTH)
+        run = asyncio.create_task(self._run(outputs))
+        try:
+            while not run.done() or not outputs.empty():
+                following = asyncio.ensure_future(outputs.get())
+                await asyncio.wait({following, run}, return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    yield following.result()
+                else:
+                    following.cancel()
+            await run
+        except ExceptionGroup as broken:
+            raise broken.exceptions[0] from broken.exceptions[0].__cause__
+        finally:
+            run.cancel()
+            await asyncio.wait({run})
+
+    async def _run(self, outputs: asyncio.Queue[Any]) -> None:
         async with AsyncExitStack() as threads:
             workers = [await threads.enter_async_context(DeviceThread.open(stage.name)) for stage in self._stages]
             async with asyncio.TaskGroup() as group:
                 queue: asyncio.Queue[Any] = asyncio.Queue(_DEPTH)
-                tasks = [group.create_task(self._read_source(queue))]
-                for stage, worker in zip(self._stages, workers, strict=True):
-                    following: asyncio.Queue[Any] = asyncio.Queue(_DEPTH)
-                    tasks.append(group.create_task(self._drive(stage, worker, queue, following)))
+                group.create_task(self._read_source(queue, outputs))
+                for index, (stage, worker) in enumerate(zip(self._stages, workers, strict=True), start=1):
+                    following = outputs if index == len(self._stages) else asyncio.Queue(_DEPTH)
+                    group.create_task(self._drive(stage, worker, queue, following))
                     queue = following
-                try:
-                    yield _items(queue)
-                finally:
-                    for task in tasks:
-                        task.cancel()
 
-    def seconds(self, stage: str) -> float:
-        """How long `stage` has worked so far."""
-        return sum(work.duration for work in self.work if work.stage == stage)
-
-    async def _read_source(self, following: asyncio.Queue[Any]) -> None:
-        source = self._device.iterate(_measured(self._source, self.work))
+    async def _read_source(self, following: asyncio.Queue[Any], outputs: asyncio.Queue[Any]) -> None:
+        source = self._device.iterate(_measured(self._source))
         try:
-            async for frames in source:
+            async for frames, work in source:
+                self.work.append(work)
+                await outputs.put(work)
                 await following.put(frames)
         except Exception as broken:
-            raise StageFailed("decode") from broken
+            raise StageFailed(SOURCE) from broken
         finally:
             await source.aclose()
         await following.put(_END)
@@ -93,23 +108,17 @@ class Chain:
         while item is not _END:
             item = await queue.get()
             try:
-                given = await worker.run(self._work, stage, item)
+                given, work = await worker.run(_pass, stage, item)
             except Exception as broken:
                 raise StageFailed(stage.name) from broken
+            self.work.append(work)
             for each in given:
                 await following.put(each)
-        await following.put(_END)
-
-    def _work(self, stage: Stage[Any], item: Any) -> list[Any]:
-        """What `stage` gives for `item`, all of it computed here, on the stage's own thread."""
-        start = time.monotonic()
-        given = list(stage.flush() if item is _END else stage.push(item))
-        frames = 0 if item is _END else item.count
-        self.work.append(Work(stage=stage.name, start=start, duration=time.monotonic() - start, frames=frames))
-        return given
+        if stage is not self._stages[-1]:
+            await following.put(_END)
 
 
-def _measured(source: Generator[Frames, None, None], done: list[Work]) -> Generator[Frames, None, None]:
+def _measured(source: Generator[Frames, None, None]) -> Generator[tuple[Frames, Work], None, None]:
     """`source`, each item timed on the thread that computes it."""
     try:
         while True:
@@ -117,12 +126,14 @@ def _measured(source: Generator[Frames, None, None], done: list[Work]) -> Genera
             frames = next(source, None)
             if frames is None:
                 return
-            done.append(Work(stage="decode", start=start, duration=time.monotonic() - start, frames=frames.count))
-            yield frames
+            yield frames, Work(stage=SOURCE, start=start, duration=time.monotonic() - start, frames=frames.count)
     finally:
         source.close()
 
 
-async def _items(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while (item := await queue.get()) is not _END:
-        yield item
+def _pass(stage: Stage[Any], item: Any) -> tuple[list[Any], Work]:
+    """What `stage` gives for `item`, all of it computed here, on the stage's own thread."""
+    start = time.monotonic()
+    given = list(stage.flush() if item is _END else stage.push(item))
+    frames = 0 if item is _END else item.count
+    return given, Work(stage=stage.name, start=start, duration=time.monotonic() - start, frames=frames)

@@ -74,7 +74,7 @@ def test_the_file_has_the_right_frames_size_rate_duration_and_colour_tags(moving
         assert (context.colorspace, context.color_range, context.color_primaries, context.color_trc) == (1, 1, 1, 1)
 
 
-def test_colours_come_back_as_they_went_in(moving_square: Draw) -> None:
+def test_colours_come_back_as_they_went_in() -> None:
     flat = np.empty((5, 32, 32, 3), np.uint8)
     for colour in ((200, 30, 40), (20, 180, 60), (10, 20, 220), (128, 128, 128), (255, 255, 255), (0, 0, 0)):
         flat[:] = colour

@@ -1,0 +1,28 @@
+"""What the postprocess service can be told."""
+
+from pydantic import Field
+
+from services.model.config import ModelServiceConfig
+
+
+class PostprocessConfig(ModelServiceConfig):
+    """The configuration of one postprocess process."""
+
+    slots: int = Field(2, ge=1, le=64, description="clips that may be rendered at once, chunk by chunk in turn")
+    retry_after_seconds: float = Field(
+        2.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"
+    )
+    tile_size: int = Field(
+        0,
+        ge=0,
+        le=8192,
+        multiple_of=16,
+        description="longest edge of a decoder tile in pixels; 0 decodes whole pictures",
+    )
+    tile_overlap: int = Field(64, ge=0, le=1024, multiple_of=8, description="least overlap of two tiles in pixels")
+    encoder_threads: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="threads of the video encoder; with 1 equal frames give equal bytes, 0 takes all cores",
+    )

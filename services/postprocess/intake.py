@@ -1,0 +1,122 @@
+"""Reads the caller's stream into checked work, before anything touches the device."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from rushes.v1 import postprocess_pb2, tensors_pb2
+from services.chassis.bundles import BundleReceiver, unpack
+from services.chassis.errors import InvalidRequest
+from services.model.bundles import to_tensors
+from services.model.manifest import Manifest
+from services.postprocess.decode import WanDecoder
+from services.postprocess.mp4 import Encoding
+from services.postprocess.plan import RenderPlan
+from services.postprocess.wire import EFFORTS
+
+LATENTS = "latents"
+
+_HEADER_BYTES = 64 * 1024
+_DRAINED_MESSAGES = 1024
+
+Requests = AsyncIterator[postprocess_pb2.RenderRequest]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderWork:
+    """A plan, and the latents [C, T, h, w] in float32 on the host."""
+
+    plan: RenderPlan
+    latents: torch.Tensor
+
+
+async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest) -> RenderWork:
+    """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
+    start = await _start(requests)
+    plan = make_plan(start, manifest)
+    shape = _latents_shape(plan, decoder)
+    limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
+    if start.latents_size > limit:
+        raise InvalidRequest.of("start.latents_size", f"must be at most {limit} for a clip of this shape")
+    receiver = BundleReceiver(tensors_pb2.BUNDLE_KIND_LATENTS, start.latents_size)
+    complete = False
+    async for request in requests:
+        if not request.HasField("chunk"):
+            raise InvalidRequest.of("chunk", "every message after the first must be a chunk of the latents")
+        if complete:
+            raise InvalidRequest.of("chunk", "must not follow a complete bundle")
+        complete = receiver.feed(request.chunk)
+    return RenderWork(plan=plan, latents=await asyncio.to_thread(_latents, receiver.payload(), shape))
+
+
+async def drain(requests: Requests) -> None:
+    """Read what the caller still sends, up to a bound, and throw it away.
+
+    A refusal that overtakes the caller's own messages breaks its stream, and grpc.aio then reports that instead.
+    """
+    left = _DRAINED_MESSAGES
+    async for _ in requests:
+        left -= 1
+        if not left:
+            return
+
+
+def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest) -> RenderPlan:
+    """What `start` asks for, with the model's defaults filled in. Raises `InvalidRequest`."""
+    if start.model not in ("", manifest.id):
+        raise InvalidRequest.of("start.model", f"must be {manifest.id}, which is loaded, or empty")
+    limits, shape = manifest.limits, start.shape
+    for name, value, limit in (
+        ("width", shape.width, limits.max_width),
+        ("height", shape.height, limits.max_height),
+        ("num_frames", shape.num_frames, limits.max_frames),
+    ):
+        if value > limit:
+            raise InvalidRequest.of(f"start.shape.{name}", f"must be at most {limit} for this model")
+    defaults, video = Encoding(), start.video
+    return RenderPlan(
+        width=shape.width,
+        height=shape.height,
+        num_frames=shape.num_frames,
+        fps=Fraction(start.fps or manifest.defaults.fps),
+        encoding=Encoding(
+            crf=video.crf if video.HasField("crf") else defaults.crf,
+            effort=EFFORTS.get(video.effort, defaults.effort),
+            fragment_frames=video.fragment_frames or defaults.fragment_frames,
+        ),
+        poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
+        contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
+    )
+
+
+async def _start(requests: Requests) -> postprocess_pb2.RenderStart:
+    async for request in requests:
+        if request.HasField("start"):
+            return request.start
+        break
+    raise InvalidRequest.of("start", "must be the first message")
+
+
+def _latents_shape(plan: RenderPlan, decoder: WanDecoder) -> tuple[int, int, int, int]:
+    try:
+        return decoder.latents_shape(width=plan.width, height=plan.height, num_frames=plan.num_frames)
+    except ValueError as unfit:
+        raise InvalidRequest.of("start.shape", str(unfit)) from unfit
+
+
+def _latents(payload: memoryview, shape: tuple[int, int, int, int]) -> torch.Tensor:
+    bundle = unpack(payload)
+    if set(bundle.tensors) != {LATENTS}:
+        raise InvalidRequest.of("bundle", f"must hold one tensor, {LATENTS}")
+    stated = bundle.tensors[LATENTS]
+    if stated.dtype != "F32":
+        raise InvalidRequest.of(f"bundle.{LATENTS}", f"must be F32, not {stated.dtype}")
+    if stated.shape != shape:
+        raise InvalidRequest.of(f"bundle.{LATENTS}", f"must have shape {list(shape)}, not {list(stated.shape)}")
+    latents = to_tensors(bundle, "cpu")[LATENTS]
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidRequest.of(f"bundle.{LATENTS}", "must be finite")
+    return latents

@@ -1,0 +1,152 @@
+"""Postprocess as a gRPC service."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+from diffusers import AutoencoderKLWan
+
+from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc
+from services.chassis.errors import Internal, RushesError, Unavailable
+from services.chassis.handlers import Context
+from services.chassis.lifecycle import Mounted
+from services.chassis.logs import logger
+from services.chassis.slots import Slots
+from services.model.device import DeviceThread, choose_device, choose_dtype
+from services.model.folder import ModelFolder
+from services.model.weights import load_module
+from services.postprocess.chain import StageFailed, Work
+from services.postprocess.config import PostprocessConfig
+from services.postprocess.decode import NotFinite, WanDecoder
+from services.postprocess.fragments import Fragment
+from services.postprocess.intake import RenderWork, Requests, drain, read_work
+from services.postprocess.rendering import Finished, Rendering
+from services.postprocess.wire import (
+    accepted_message,
+    artifact_message,
+    fragment_messages,
+    progress_message,
+    result_message,
+)
+
+Responses = AsyncGenerator[postprocess_pb2.RenderResponse, None]
+
+
+class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
+    """Renders clips for callers that hold a slot."""
+
+    def __init__(
+        self,
+        *,
+        folder: ModelFolder,
+        decoder: WanDecoder,
+        fingerprint: str,
+        thread: DeviceThread,
+        slots: Slots,
+        encoder_threads: int,
+        draining: asyncio.Event,
+    ) -> None:
+        self._manifest = folder.manifest
+        self._decoder = decoder
+        self._fingerprint = fingerprint
+        self._thread = thread
+        self._slots = slots
+        self._encoder_threads = encoder_threads
+        self._draining = draining
+
+    async def Render(self, request_iterator: Requests, _context: Context) -> Responses:  # noqa: N802  (the name in the proto)
+        """See `postprocess.proto`. The slot is free again only when device and encoder have let go of the clip."""
+        origin = time.monotonic()
+        async with AsyncExitStack() as slot:
+            try:
+                if self._draining.is_set():
+                    raise Unavailable("This service is shutting down.", reason="DRAINING", retry_after_seconds=1)
+                await slot.enter_async_context(self._slots.hold())
+                work = await read_work(request_iterator, self._decoder, self._manifest)
+            except RushesError:
+                await slot.aclose()
+                await drain(request_iterator)
+                raise
+            receiving = Work(stage="receive", start=origin, duration=time.monotonic() - origin, frames=0)
+            async with aclosing(self._answers(work, receiving, origin)) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def _answers(self, work: RenderWork, receiving: Work, origin: float) -> Responses:
+        plan = work.plan
+        rendering = Rendering(plan, self._decoder, encoder_threads=self._encoder_threads)
+        yield accepted_message(plan, rendering.content_type)
+        decoded, offset = 0, 0
+        try:
+            async with aclosing(rendering.events(self._thread, work.latents)) as events:
+                async for event in events:
+                    match event:
+                        case Work():
+                            decoded += event.frames
+                            yield progress_message(decoded, plan.num_frames, event.duration)
+                        case Fragment():
+                            for message in fragment_messages(event, offset):
+                                yield message
+                            offset += len(event.data)
+                        case Finished():
+                            yield result_message(event, plan, [receiving], origin)
+                        case _:
+                            yield artifact_message(event)
+        except StageFailed as failed:
+            logger(__name__).exception("stage_failed", stage=failed.stage)
+            raise _spoken(failed) from failed
+
+    async def DescribePostprocess(  # noqa: N802  (the name in the proto)
+        self, _request: postprocess_pb2.DescribePostprocessRequest, _context: Context
+    ) -> postprocess_pb2.DescribePostprocessResponse:
+        """See `postprocess.proto`."""
+        return postprocess_pb2.DescribePostprocessResponse(
+            model=self._manifest.id,
+            fingerprint=self._fingerprint,
+            dtype=str(self._decoder.dtype).removeprefix("torch."),
+            device=str(self._decoder.device),
+            slots=self._slots.capacity,
+            codecs=[postprocess_pb2.VIDEO_CODEC_H264],
+        )
+
+
+@asynccontextmanager
+async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -> AsyncIterator[Sequence[Mounted]]:
+    """Load the decoder and serve it for the block. Raises `ModelRefused` for a folder that must not be served."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    async with DeviceThread.open("postprocess-device") as thread:
+        folder = ModelFolder(config.model)
+        vae = await thread.run(load_module, folder.component("vae"), AutoencoderKLWan, dtype, device)
+        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap}"
+        fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
+        service = PostprocessService(
+            folder=folder,
+            decoder=WanDecoder(vae, tile_size=config.tile_size, tile_overlap=config.tile_overlap),
+            fingerprint=fingerprint,
+            thread=thread,
+            slots=Slots(config.slots, config.retry_after_seconds),
+            encoder_threads=config.encoder_threads,
+            draining=draining,
+        )
+        yield [
+            Mounted(
+                add_to_server=postprocess_pb2_grpc.add_PostprocessServiceServicer_to_server,
+                servicer=service,
+                full_name="rushes.v1.PostprocessService",
+            )
+        ]
+
+
+def _spoken(failed: StageFailed) -> Internal:
+    """What the caller hears of a stage that broke."""
+    if isinstance(failed.__cause__, NotFinite):
+        return Internal(
+            f"Frame {failed.__cause__.frame} came out of the decoder with values that are not finite.",
+            reason="DECODE_NOT_FINITE",
+            metadata={"stage": failed.stage, "frame": str(failed.__cause__.frame)},
+        )
+    return Internal(f"The stage {failed.stage} failed.", reason="STAGE_FAILED", metadata={"stage": failed.stage})

@@ -1,0 +1,115 @@
+"""Postprocess' words in the language of the protos, and back."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from rushes.v1 import latency_pb2, postprocess_pb2, sampling_pb2
+from services.postprocess.chain import SOURCE, Work
+from services.postprocess.fragments import Fragment
+from services.postprocess.mp4 import Effort, Mp4Encoder
+from services.postprocess.plan import RenderPlan
+from services.postprocess.rendering import ContactSheet, Finished, Poster
+from services.postprocess.stills import Still
+from services.postprocess.timing import busy_seconds, tail_seconds
+
+EFFORTS: Final[Mapping[int, Effort]] = MappingProxyType(
+    {
+        postprocess_pb2.ENCODING_EFFORT_FASTEST: Effort.FASTEST,
+        postprocess_pb2.ENCODING_EFFORT_FAST: Effort.FAST,
+        postprocess_pb2.ENCODING_EFFORT_THOROUGH: Effort.THOROUGH,
+    }
+)
+
+_PART_BYTES: Final = 2**20
+_FORMATS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
+    {"JPEG": sampling_pb2.IMAGE_FORMAT_JPEG, "PNG": sampling_pb2.IMAGE_FORMAT_PNG}
+)
+_ENCODER: Final = Mp4Encoder.name
+
+
+def accepted_message(plan: RenderPlan, content_type: str) -> postprocess_pb2.RenderResponse:
+    """The settings in force, every field set."""
+    efforts = {effort: value for value, effort in EFFORTS.items()}
+    return postprocess_pb2.RenderResponse(
+        accepted=postprocess_pb2.RenderAccepted(
+            width=plan.width,
+            height=plan.height,
+            num_frames=plan.num_frames,
+            fps=int(plan.fps),
+            video=postprocess_pb2.VideoSettings(
+                codec=postprocess_pb2.VIDEO_CODEC_H264,
+                crf=plan.encoding.crf,
+                effort=postprocess_pb2.EncodingEffort.ValueType(efforts[plan.encoding.effort]),
+                fragment_frames=plan.encoding.fragment_frames,
+            ),
+            content_type=content_type,
+        )
+    )
+
+
+def progress_message(done: int, total: int, seconds: float) -> postprocess_pb2.RenderResponse:
+    """How many frames are decoded, and how long the last chunk took."""
+    return postprocess_pb2.RenderResponse(
+        progress=postprocess_pb2.RenderProgress(frames_decoded=done, frames_total=total, seconds=seconds)
+    )
+
+
+def fragment_messages(fragment: Fragment, offset: int) -> Iterator[postprocess_pb2.RenderResponse]:
+    """One fragment in parts of at most 1 MiB; `offset` is where it begins in the clip."""
+    for begin in range(0, len(fragment.data), _PART_BYTES):
+        data = fragment.data[begin : begin + _PART_BYTES]
+        yield postprocess_pb2.RenderResponse(
+            fragment=postprocess_pb2.Fragment(
+                index=fragment.index,
+                offset=offset + begin,
+                data=data,
+                last_part=begin + len(data) == len(fragment.data),
+                first_frame=fragment.first_frame,
+                frame_count=fragment.frame_count,
+            )
+        )
+
+
+def artifact_message(artifact: Poster | ContactSheet) -> postprocess_pb2.RenderResponse:
+    """A finished still."""
+    still: Still = artifact.still
+    kind = (
+        postprocess_pb2.ARTIFACT_KIND_POSTER
+        if isinstance(artifact, Poster)
+        else postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET
+    )
+    return postprocess_pb2.RenderResponse(
+        artifact=postprocess_pb2.Artifact(
+            kind=kind, format=_FORMATS[still.format], width=still.width, height=still.height, data=still.data
+        )
+    )
+
+
+def result_message(
+    finished: Finished, plan: RenderPlan, intervals: Iterable[Work], origin: float
+) -> postprocess_pb2.RenderResponse:
+    """The end of the stream. `intervals` were measured beside the chain; `origin` is when the call was received."""
+    work = finished.work
+    return postprocess_pb2.RenderResponse(
+        result=postprocess_pb2.RenderResult(
+            num_frames=finished.num_frames,
+            duration_seconds=float(finished.num_frames / plan.fps),
+            size_bytes=finished.size_bytes,
+            sha256=finished.sha256,
+            decode_seconds=busy_seconds(work, SOURCE),
+            encode_seconds=busy_seconds(work, _ENCODER),
+            encode_tail_seconds=tail_seconds(work, _ENCODER, beside=SOURCE),
+            spans=[_span(each, origin) for each in sorted([*intervals, *work], key=lambda each: each.start)],
+        )
+    )
+
+
+def _span(work: Work, origin: float) -> latency_pb2.Span:
+    return latency_pb2.Span(
+        name=f"render.{work.stage}",
+        stage="postprocess",
+        start_seconds=max(0.0, work.start - origin),
+        duration_seconds=work.duration,
+        attributes={"frames": str(work.frames)},
+    )
