@@ -32,21 +32,36 @@ class ServiceConfig(BaseSettings):
     )
 
     listen: Annotated[str, AfterValidator(_check_listen)] = Field(
-        "127.0.0.1:0", description="addresses to serve on: host:port or unix:/path.sock, separated by commas"
+        default="127.0.0.1:0", description="addresses to serve on: host:port or unix:/path.sock, separated by commas"
     )
-    metrics_port: int | None = Field(None, ge=0, lt=65536, description="port of the Prometheus endpoint; none if unset")
+    metrics_port: int | None = Field(
+        default=None, ge=0, lt=65536, description="port of the Prometheus endpoint; none if unset"
+    )
     otlp_endpoint: str | None = Field(
-        None, pattern=r"^https?://", description="OTLP/gRPC collector for traces and metrics, http(s)://host:port"
+        default=None,
+        pattern=r"^https?://",
+        description="OTLP/gRPC collector for traces and metrics, http(s)://host:port",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
-    grace_seconds: float = Field(30.0, ge=0, le=86400, description="how long calls in flight may go on after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level that is logged"
+    )
+    grace_seconds: float = Field(
+        default=30.0, ge=0, le=86400, description="how long calls in flight may go on after SIGTERM"
+    )
     drain_seconds: float = Field(
-        0.0, ge=0, le=3600, description="how long to accept calls as NOT_SERVING first, until balancers have noticed"
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="how long to accept calls as NOT_SERVING first, until balancers have noticed",
     )
-    max_message_bytes: int = Field(4 * 2**20, ge=2**20, le=2**30, description="largest message, both ways")
-    tls_certificate: Path | None = Field(None, description="PEM certificate chain of this server; plaintext if unset")
-    tls_key: Path | None = Field(None, description="PEM key of the certificate")
-    tls_authority: Path | None = Field(None, description="PEM certificates of the authority that clients must show")
+    max_message_bytes: int = Field(default=4 * 2**20, ge=2**20, le=2**30, description="largest message, both ways")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM certificate chain of this server; plaintext if unset"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM key of the certificate")
+    tls_authority: Path | None = Field(
+        default=None, description="PEM certificates of the authority that clients must show"
+    )
 
     @model_validator(mode="after")
     def _check_tls(self) -> "ServiceConfig":

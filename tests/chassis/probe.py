@@ -1,4 +1,4 @@
-"""A tiny real service whose behaviour each test gives: the four arities over text, and an upload of bundle chunks."""
+"""A tiny real service whose behaviour each test gives: the four arities over text, and uploads of bundle parts."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,16 +26,22 @@ class Probe:
     up: Callable[..., Any] | None = None
     both: Callable[..., Any] | None = None
     upload: Callable[..., Any] | None = None
+    announce: Callable[..., Any] | None = None
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        text = {"request_deserializer": StringValue.FromString, "response_serializer": StringValue.SerializeToString}
+        text: dict[str, Any] = {
+            "request_deserializer": StringValue.FromString,
+            "response_serializer": StringValue.SerializeToString,
+        }
         chunk = text | {"request_deserializer": tensors_pb2.BundleChunk.FromString}
+        header = text | {"request_deserializer": tensors_pb2.BundleHeader.FromString}
         made = {
             "Unary": self.unary and grpc.unary_unary_rpc_method_handler(self.unary, **text),
             "Down": self.down and grpc.unary_stream_rpc_method_handler(self.down, **text),
             "Up": self.up and grpc.stream_unary_rpc_method_handler(self.up, **text),
             "Both": self.both and grpc.stream_stream_rpc_method_handler(self.both, **text),
             "Upload": self.upload and grpc.stream_unary_rpc_method_handler(self.upload, **chunk),
+            "Announce": self.announce and grpc.stream_unary_rpc_method_handler(self.announce, **header),
         }
         handlers = {name: handler for name, handler in made.items() if handler is not None}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
@@ -53,7 +59,7 @@ class Probe:
 
 
 class Caller:
-    """The five methods, from outside."""
+    """The methods, from outside."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         def options(serializer: Any = StringValue.SerializeToString) -> dict[str, Any]:
@@ -65,6 +71,7 @@ class Caller:
         self.up = channel.stream_unary(f"/{NAME}/Up", **options())
         self.both = channel.stream_stream(f"/{NAME}/Both", **options())
         self.upload = channel.stream_unary(f"/{NAME}/Upload", **options(tensors_pb2.BundleChunk.SerializeToString))
+        self.announce = channel.stream_unary(f"/{NAME}/Announce", **options(tensors_pb2.BundleHeader.SerializeToString))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

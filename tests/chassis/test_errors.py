@@ -165,7 +165,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_request(method: str) -> 
             yield request
 
     async with probing(Probe(unary=echo, down=down, up=up, both=both)) as probe:
-        raw = probe.caller.channel.stream_stream(f"/{NAME}/{method}")
+        raw: Any = probe.caller.channel.stream_stream(f"/{NAME}/{method}")
         arrived = errors.from_rpc_error(await failure(raw(iter([b"\xff\xff\xff"]))))
 
     assert type(arrived) is errors.InvalidRequest
@@ -200,6 +200,34 @@ async def test_a_client_that_cancels_closes_the_generator_also_below_a_blocked_w
         await call.read()
         call.cancel()
         await closed.wait()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_a_client_that_is_still_sending_hears_the_refusal_and_not_an_internal_error(attempt: int) -> None:
+    async def up(requests: AsyncIterator[StringValue], _context: Any) -> StringValue:
+        await anext(requests)
+        raise errors.Exhausted(retry_after_seconds=attempt)
+
+    async def messages() -> AsyncIterator[StringValue]:
+        for _ in range(20):
+            yield text("x" * 2**20)
+
+    async with probing(Probe(up=up)) as probe:
+        assert (await failure(probe.caller.up(messages()))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_that_keeps_its_half_open_hears_the_refusal_all_the_same() -> None:
+    async def both(requests: AsyncIterator[StringValue], _context: Any) -> AsyncIterator[StringValue]:
+        async for request in requests:
+            yield request
+            raise errors.NotFound
+
+    async def messages() -> AsyncIterator[StringValue]:
+        yield text()
+        await asyncio.Event().wait()
+
+    async with probing(Probe(both=both)) as probe:
+        assert (await failure(probe.caller.both(messages()))).code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_deadline_cancels_the_handler() -> None:

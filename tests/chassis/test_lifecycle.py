@@ -267,7 +267,7 @@ async def test_one_service_listens_on_several_addresses(tmp_path: Path) -> None:
 async def test_four_services_live_in_one_process_and_end_one_by_one() -> None:
     async def alive(running: Running) -> bool:
         async with open_channel(running.address) as channel:
-            return (await Caller(channel).unary(text("x"))).value == "x"
+            return bool((await Caller(channel).unary(text("x"))).value == "x")
 
     probe = Probe(unary=echo).open_service()
     config = ServiceConfig(metrics_port=0)

@@ -5,8 +5,10 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from services.chassis.channels import open_channel
 from tests.chassis.probe import Caller, text
@@ -64,12 +66,12 @@ async def test_the_second_signal_kills(number: signal.Signals) -> None:
         _, _, address = await line(process)
         async with open_channel(address) as channel:
 
-            async def endless() -> AsyncIterator[object]:
+            async def endless() -> AsyncIterator[StringValue]:
                 yield text("never the last")
                 await asyncio.Event().wait()
 
             call = Caller(channel).up(endless())
-            down = Caller(channel).down(text())
+            down: Any = Caller(channel).down(text())
             await down.read()
             process.send_signal(number)
             assert (await down.read()).value == "handed back"  # Draining, and held by the other call.

@@ -65,7 +65,8 @@ async def test_a_call_without_a_trace_begins_one_even_if_the_server_was_started_
     with trace.use_span(outside):
         served = probing(Probe(unary=echo), span_exporters=[exporter])
         async with served as probe, grpc.aio.insecure_channel(probe.running.address) as bare:
-            await bare.unary_unary(f"/{NAME}/Unary")(b"")
+            begin: Any = bare.unary_unary(f"/{NAME}/Unary")
+            await begin(b"")
 
     span = named(exporter.get_finished_spans(), "Unary", trace.SpanKind.SERVER)
     assert span.parent is None
@@ -146,7 +147,7 @@ async def test_metrics_count_each_call_by_method_and_code() -> None:
 
 async def test_health_checks_are_not_counted() -> None:
     async with probing(Probe(unary=echo)) as probe:
-        check = probe.caller.channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = probe.caller.channel.unary_unary("/grpc.health.v1.Health/Check")
         await check(b"")
         assert probe.running.telemetry.registry.get_sample_value("rpc_server_call_duration_seconds_count") is None
 

@@ -49,8 +49,10 @@ def theirs(folder: Path) -> TlsFiles:
 
 
 async def test_with_an_authority_only_its_clients_are_served(ours: TlsFiles, theirs: TlsFiles) -> None:
-    settings = {"tls_certificate": ours.certificate, "tls_key": ours.key, "tls_authority": ours.authority}
-    async with probing(Probe(unary=echo), **settings) as probe:
+    served = probing(
+        Probe(unary=echo), tls_certificate=ours.certificate, tls_key=ours.key, tls_authority=ours.authority
+    )
+    async with served as probe:
         stranger = TlsFiles(certificate=theirs.certificate, key=theirs.key, authority=ours.authority)
         nobody = TlsFiles(authority=ours.authority)
         answers = [await answer(probe, tls) for tls in (ours, stranger, nobody, None)]

@@ -3,8 +3,9 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any, Final
 
 import grpc
 from grpc_status import rpc_status
@@ -33,11 +34,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             handler = grpc.stream_stream_rpc_method_handler(_unknown_method)
         decode = _forgiving(handler.request_deserializer) if handler.request_deserializer else None
-        return wrap(handler, _translated, check=_refuse_undecodable, decode=decode, own_task=True)
+        around = partial(_translated, request_streaming=handler.request_streaming)
+        return wrap(handler, around, check=_refuse_undecodable, decode=decode, own_task=True)
 
 
 @asynccontextmanager
-async def _translated(context: Context) -> AsyncIterator[None]:
+async def _translated(context: Context, *, request_streaming: bool) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
@@ -56,9 +58,33 @@ async def _translated(context: Context) -> AsyncIterator[None]:
             # (grpc#43360 leaks when it is swallowed), the failure is for the log.
             logger(__name__).warning("failed_while_cancelled", exc_info=raised)
             raise asyncio.CancelledError from raised
-        await context.abort_with_status(rpc_status.to_status(to_status(_known(error, raised))))
+        status = rpc_status.to_status(to_status(_known(error, raised)))
+        async with _drained(context) if request_streaming else nullcontext():
+            await context.abort_with_status(status)
 
 
+@asynccontextmanager
+async def _drained(context: Context) -> AsyncIterator[None]:
+    """Read what the client is still sending and drop it, until it ends, pauses or has been more than enough.
+
+    A grpc.aio client whose write fails while the status is on its way reports INTERNAL instead of the status. The read
+    that is left waiting at a pause ends with the status and is collected then: cancelling it would leak (grpc#43360).
+    """
+    reading = asyncio.create_task(context.read())
+    try:
+        for _ in range(_MAX_DRAINED):
+            done, _ = await asyncio.wait({reading}, timeout=_PAUSE_SECONDS)
+            if not done or reading.exception() or reading.result() is grpc.aio.EOF:
+                break
+            reading = asyncio.create_task(context.read())
+        yield
+    finally:
+        with suppress(grpc.aio.BaseError):
+            await reading
+
+
+_MAX_DRAINED: Final = 256
+_PAUSE_SECONDS: Final = 0.25
 # An abort has sent its status already; a failed batch means that the other side is gone; a stopped server sends none.
 _TRANSPORT = (grpc.aio.AbortError, grpc.aio.InternalError)
 
