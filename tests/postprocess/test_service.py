@@ -311,7 +311,7 @@ async def test_bad_input_is_refused_with_its_field_and_the_slot_is_free_afterwar
 
 async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_frame(postprocess: OpenService) -> None:
     latents = _latents(9)
-    latents[:, 1:] = 1e38
+    latents[:, 1:] = 3.4e38
     async with postprocess(slots=1) as service:
         refused = await _refused(service, _requests(latents))
         clip = await _render(service, _requests(_latents(1)))
