@@ -86,7 +86,8 @@ class Outcome:
 class Caller:
     """Calls one denoiser."""
 
-    def __init__(self, channel: Any, draining: asyncio.Event | None = None) -> None:
+    def __init__(self, channel: Any, address: str = "", draining: asyncio.Event | None = None) -> None:
+        self.address = address
         self.stub = denoiser_pb2_grpc.DenoiserServiceStub(channel)
         self.draining = draining
 

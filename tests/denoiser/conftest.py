@@ -43,9 +43,11 @@ def serve(untrained: Path) -> Serve:
     @asynccontextmanager
     async def served(**settings: Any) -> AsyncIterator[Caller]:
         config = DenoiserConfig(**{"model": untrained, "listen": "127.0.0.1:0", **settings})
-        async with run_server(config, "denoiser", partial(open_denoiser, config)) as running:
-            async with open_channel(running.address) as channel:
-                yield Caller(channel, running.draining)
+        async with (
+            run_server(config, "denoiser", partial(open_denoiser, config)) as running,
+            open_channel(running.address) as channel,
+        ):
+            yield Caller(channel, running.address, running.draining)
 
     return served
 

@@ -1,6 +1,7 @@
 """Noise levels: Wan's own formulas, and diffusers' schedulers."""
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_forty_steps_split_as_in_the_reference(
 @pytest.mark.parametrize("solver", Solver)
 def test_sigmas_fall_strictly_to_zero(solver: Solver, rule: SigmaRule) -> None:
     sigmas = make_schedule(solver, rule, 40, 12.0).sigmas
-    assert all(high > low for high, low in zip(sigmas, sigmas[1:], strict=False))
+    assert all(high > low for high, low in pairwise(sigmas))
     assert 0.99 < sigmas[0] <= 1
     assert sigmas[-1] == 0
 
