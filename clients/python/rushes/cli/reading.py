@@ -1,12 +1,12 @@
 """`rushes list`, `show`, `trace`, `cancel`, `download` and `models`."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from rushes.cli.charts import print_parts, print_tree
 from rushes.cli.endpoint import Endpoint
@@ -42,10 +42,7 @@ async def reader(endpoint: Endpoint) -> AsyncIterator[Client]:
 async def list_generations(endpoint: Endpoint, states: list[str], limit: int, *, as_json: bool) -> None:
     """Print the newest generations, one a line."""
     wanted = [_state(name) for name in states]
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "state", "made", "clip", "seed", "prompt"):
-        table.add_column(column, no_wrap=column != "prompt", overflow="ellipsis")
+    rows: list[tuple[str, ...]] = [("id", "state", "made", "clip", "seed", "prompt")]
     count = 0
     async with reader(endpoint) as client, aclosing(client.list(states=wanted, page_size=min(limit, 1000))) as every:
         async for generation in every:
@@ -55,9 +52,9 @@ async def list_generations(endpoint: Endpoint, states: list[str], limit: int, *,
             if as_json:
                 print_json("generation", **as_dict(generation))
             else:
-                table.add_row(*_row(generation))
-    if not as_json and count:
-        console.print(table, soft_wrap=not console.is_terminal)
+                rows.append(_row(generation))
+    if not as_json:
+        _print_columns(rows)
 
 
 async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None:
@@ -172,6 +169,21 @@ def _state(name: str) -> GenerationState.ValueType:
     if name.lower() not in known:
         raise CommandRefused("--only", f"must be one of {', '.join(known)}")
     return GenerationState.Value(f"GENERATION_STATE_{name.upper()}")
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """The first row is the heading; only the last column may be cut off, and only on a terminal."""
+    console = Console(highlight=False)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for index, row in enumerate(rows):
+        line = Text(style="bold" if index == 0 else "")
+        for cell, width in zip(row, widths, strict=False):
+            line.append(f"{cell:<{width}}  ")
+        line.append(" ".join(row[-1].split()))
+        if console.is_terminal:
+            console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            console.print(line, soft_wrap=True)
 
 
 def _row(generation: Generation) -> tuple[str, ...]:

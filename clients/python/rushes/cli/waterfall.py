@@ -21,6 +21,9 @@ PARTS = (
 """Prefixes of the fields of `LatencyBreakdown`, in the order of the chain, and their names for people."""
 
 FOLD_ABOVE = 8
+ACCOUNT = "part"
+"""The attribute that says for which part of the breakdown a span counts: bookkeeping, not for people."""
+
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -95,7 +98,7 @@ def _row(group: Sequence[Span], depth: int, latency: LatencyBreakdown) -> Row:
     if len(group) > 1:
         label = f"{first.name} × {len(group)}"
     else:
-        facts = " ".join(f"{key}={value}" for key, value in sorted(first.attributes.items()))
+        facts = " ".join(f"{key}={value}" for key, value in sorted(first.attributes.items()) if key != ACCOUNT)
         label = f"{first.name} {facts}".rstrip()
     return Row(
         label=label,
