@@ -1,0 +1,1 @@
+"""The whole suite, as a caller and an operator meet it."""

@@ -1,0 +1,116 @@
+"""Processes are killed, stopped and lost in the middle of the work; the clip stays the same."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rushes.client import Client, generation_spec
+from rushes.v1.generation_pb2 import GenerationEvent, GenerationSpec
+from tests.end_to_end.history import check_database, check_history
+from tests.end_to_end.processes import ServiceProcess, Suite, running_suite
+
+pytestmark = pytest.mark.timeout(600)
+
+PROMPT = "a green square falls downward in the snow"
+
+
+def spec() -> GenerationSpec:
+    """Long enough to be hit in the middle."""
+    return generation_spec(PROMPT, width=128, height=128, num_frames=17, steps=60, seed=9)
+
+
+async def undisturbed(client: Client) -> str:
+    """SHA-256 of the clip when nothing happens."""
+    events = [event async for event in client.generate(spec())]
+    check_history(events)
+    return events[-1].succeeded.generation.video.sha256
+
+
+async def disturbed(client: Client, at_step: int, disturb: "asyncio.Future[None]") -> list[GenerationEvent]:
+    """All events of a generation that resolves `disturb` once `at_step` has run."""
+    events = []
+    async for event in client.generate(spec()):
+        events.append(event)
+        if event.HasField("step") and event.step.index >= at_step and not disturb.done():
+            disturb.set_result(None)
+    check_history(events)
+    return events
+
+
+async def hit(suite: Suite, client: Client, victim: str, how: str, at_step: int) -> list[GenerationEvent]:
+    """Run a generation and `kill`, `stop` or `kill and start` the victim in the middle of it."""
+    moment: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    service = suite.services[victim]
+    async with asyncio.TaskGroup() as group:
+        events = group.create_task(disturbed(client, at_step, moment))
+        await moment
+        if how == "stop":
+            assert await service.stop() == 0
+        else:
+            await service.kill()
+        if how == "kill and start":
+            await service.start()
+    return events.result()
+
+
+async def test_a_killed_or_drained_denoiser_is_continued_by_another_and_the_frames_stay(
+    tmp_path: Path, model: Path
+) -> None:
+    denoisers = {"first": {}, "second": {}}
+    async with (
+        running_suite(tmp_path, model, denoisers=denoisers, checkpoint_seconds="0") as suite,
+        Client(suite.address) as client,
+    ):
+        expected = await undisturbed(client)
+        for how in ("kill", "stop"):
+            resumed = []
+            for label in denoisers:  # One of them is idle when it is hit.
+                events = await hit(suite, client, label, how, 20)
+                assert events[-1].succeeded.generation.video.sha256 == expected
+                resumed += [event.resumed.reason for event in events if event.HasField("resumed")]
+                await suite.services[label].start()
+            assert resumed == [{"kill": "STAGE_LOST", "stop": "STAGE_DRAINED"}[how]]
+    check_database(tmp_path / "rushes.db")
+
+
+async def test_a_killed_gateway_comes_back_and_its_watcher_misses_nothing(tmp_path: Path, model: Path) -> None:
+    async with (
+        running_suite(tmp_path, model, checkpoint_seconds="0", lease_seconds="2") as suite,
+        Client(suite.address) as client,
+    ):
+        expected = await undisturbed(client)
+        events = await hit(suite, client, "gateway", "kill and start", 25)
+        assert events[-1].succeeded.generation.video.sha256 == expected
+        assert any(event.HasField("resumed") for event in events)
+        for victim in ("encoder", "postprocess"):
+            events = await hit(suite, client, victim, "kill and start", 25)
+            assert events[-1].succeeded.generation.video.sha256 == expected
+    check_database(tmp_path / "rushes.db")
+
+
+async def test_two_pools_of_one_expert_each_give_the_frames_of_one_process_with_both(
+    tmp_path: Path, model: Path
+) -> None:
+    pools = {"high": {"experts": "high"}, "low": {"experts": "low"}}
+    (tmp_path / "split").mkdir()
+    (tmp_path / "both").mkdir()
+    found: dict[str, str] = {}
+    for name, denoisers in (("split", pools), ("both", None)):
+        async with (
+            running_suite(tmp_path / name, model, denoisers=denoisers) as suite,
+            Client(suite.address) as client,
+        ):
+            events = [event async for event in client.generate(spec())]
+        check_history(events)
+        found[name] = events[-1].succeeded.generation.video.sha256
+        hand_overs = [event for event in events if event.HasField("resumed")]
+        assert [event.resumed.reason for event in hand_overs] == (["EXPERT_BOUNDARY"] if name == "split" else [])
+    assert found["split"] == found["both"]
+
+
+@pytest.mark.parametrize("service", ["denoiser", "postprocess", "encoder"])
+async def test_a_stage_without_its_part_of_the_model_does_not_start_and_names_it(tmp_path: Path, service: str) -> None:
+    process = ServiceProcess(name=service, folder=tmp_path, flags={"model": str(tmp_path)})
+    with pytest.raises(RuntimeError, match=r"model_index\.json"):
+        await process.start()
