@@ -57,6 +57,7 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._max_losses = max_losses
         self._grace_seconds = grace_seconds
+        self._shares = workshop.share_previews
         self._denoising = 0
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -129,8 +130,11 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 beat = group.create_task(self._beat(lease), name=f"heartbeat-{lease.id}")
+                sharing = group.create_task(run.share_previews(), name=f"previews-{lease.id}") if self._shares else None
                 outcome = await run.work()
                 beat.cancel()
+                if sharing is not None:
+                    sharing.cancel()
         except* LeaseLost:
             logger(__name__).warning("lease.lost", generation=lease.id, epoch=lease.epoch)
         except* CancelRequested:

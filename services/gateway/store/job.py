@@ -91,6 +91,7 @@ class StoredEvent:
 
     sequence: int
     epoch: int
+    owner: str
     created: float
     payload: bytes
 

@@ -106,7 +106,9 @@ class JobStore:
         ).one()
         job = Job.from_row(row)
         await connection.execute(
-            insert(events).values(generation_id=job.id, sequence=1, epoch=0, created=now, payload=queued_event(job))
+            insert(events).values(
+                generation_id=job.id, sequence=1, epoch=0, owner="", created=now, payload=queued_event(job)
+            )
         )
         return job
 
@@ -133,7 +135,7 @@ class JobStore:
     async def events(self, generation_id: str, *, after: int, limit: int) -> Sequence[StoredEvent]:
         """At most `limit` events with a sequence greater than `after`, in order."""
         query = (
-            select(events.c.sequence, events.c.epoch, events.c.created, events.c.payload)
+            select(events.c.sequence, events.c.epoch, events.c.owner, events.c.created, events.c.payload)
             .where(events.c.generation_id == generation_id, events.c.sequence > after)
             .order_by(events.c.sequence)
             .limit(limit)

@@ -305,6 +305,7 @@ async def _insert_events(connection: AsyncConnection, job: Job, payloads: Sequen
                 "generation_id": job.id,
                 "sequence": first + offset,
                 "epoch": job.lease_epoch,
+                "owner": job.lease_owner or "",
                 "created": now,
                 "payload": payload,
             }

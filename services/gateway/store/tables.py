@@ -82,10 +82,11 @@ events = Table(
     Column("generation_id", String(64), ForeignKey("generations.id", ondelete="CASCADE"), primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("epoch", BigInteger, nullable=False),
+    Column("owner", String(64), nullable=False),
     Column("created", Float, nullable=False),
     Column("payload", LargeBinary, nullable=False),
 )
-"""The history of a generation, its resumable cursor and its audit trail. `epoch` is the lease that wrote the event."""
+"""The history of a generation, its resumable cursor and its audit trail; `epoch` and `owner` are its writer's."""
 
 previews = Table(
     "previews",

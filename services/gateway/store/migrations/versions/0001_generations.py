@@ -133,6 +133,7 @@ def upgrade() -> None:
         sa.Column("generation_id", sa.String(length=64), nullable=False),
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=False),
         sa.Column("created", sa.Float(), nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["generation_id"], ["generations.id"], ondelete="CASCADE"),
