@@ -123,7 +123,9 @@ def contact_sheet(clips: list[tuple[Case, Array]]) -> npt.NDArray[np.uint8]:
     rows = [np.concatenate(list(frames[np.linspace(0, len(frames) - 1, 4).astype(int)]), axis=1) for _, frames in clips]
     gap = np.ones((4, *rows[0].shape[1:]), np.float32)
     columns = [np.concatenate([part for row in rows[start::3] for part in (row, gap)]) for start in range(3)]
-    sheet = np.concatenate([part for column in columns for part in (column, np.ones((len(column), 6, 3), np.float32))], 1)
+    sheet = np.concatenate(
+        [part for column in columns for part in (column, np.ones((len(column), 6, 3), np.float32))], 1
+    )
     return (sheet.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 

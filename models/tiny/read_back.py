@@ -97,7 +97,14 @@ def _scene_and_mood(frames: Array) -> tuple[str, str]:
     """The pair that explains the pixels best, each pixel by background or by an object's colour."""
     height, width = frames.shape[1:3]
     small = np.stack(
-        [cv2.resize(frame, (48 * width // min(height, width), 48 * height // min(height, width)), interpolation=cv2.INTER_AREA) for frame in frames[:: max(1, len(frames) // 4)]]
+        [
+            cv2.resize(
+                frame,
+                (48 * width // min(height, width), 48 * height // min(height, width)),
+                interpolation=cv2.INTER_AREA,
+            )
+            for frame in frames[:: max(1, len(frames) // 4)]
+        ]
     )
     best, answer = np.inf, ("", "")
     for mood in MOODS:
@@ -216,7 +223,13 @@ def _templates() -> dict[str, Array]:
     for shape in SHAPES:
         frames = np.zeros((1, 128, 128, 3), np.float32)
         actor = Actor(
-            colour="white", shape=shape, action="still", start=(0.5, 0.5), end=(0.5, 0.5), radius_start=0.3, radius_end=0.3
+            colour="white",
+            shape=shape,
+            action="still",
+            start=(0.5, 0.5),
+            end=(0.5, 0.5),
+            radius_start=0.3,
+            radius_end=0.3,
         )
         paint(frames, actor)
         templates[shape] = _normalised(frames[0, :, :, 0] > 0.5)
@@ -263,7 +276,14 @@ def _camera(frames: Array, foreground: Mask, mood: str) -> str:
             zoom = 1.9 ** ({"zoom_in": -1.0, "zoom_out": 1.0}.get(camera, 0.0) * share)
             source_x = (x + 0.5 - width / 2) * zoom + width / 2 - 0.5 + shift
             source_y = (y + 0.5 - height / 2) * zoom + height / 2 - 0.5
-            seen = cv2.remap(flat[start], source_x, source_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=float("nan"))
+            seen = cv2.remap(
+                flat[start],
+                source_x,
+                source_y,
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=float("nan"),
+            )
             difference = np.abs(seen - flat[start + gap])
             errors[camera] += float(np.nanmean(difference)) if np.isfinite(difference).any() else 0.0
     return min(errors, key=lambda camera: errors[camera])

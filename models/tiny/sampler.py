@@ -43,7 +43,9 @@ class Sampler:
         """Loads a diffusers-layout folder in float32."""
         return cls(
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-            text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval(),
+            text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+            .to(device)
+            .eval(),
             high=WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.float32).to(device),
             low=WanTransformer3DModel.from_pretrained(folder / "transformer_2", dtype=torch.float32).to(device),
             vae=AutoencoderKLWan.from_pretrained(folder / "vae", dtype=torch.float32).to(device),

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -81,7 +82,7 @@ def test_training_lowers_the_loss_of_a_fixed_step(sampler: Sampler, latent_space
     task = _expert_task("base")(latent_space, sampler)
     before = float(task.loss(0)[0])
     trainer = Trainer(task, tmp_path, total=4)
-    task.learning_rate = lambda step: 2e-3  # type: ignore[method-assign] # a rate that four steps can show
+    task.learning_rate = lambda _step: 2e-3  # type: ignore[method-assign] # a rate that four steps can show
     trainer.run()
     assert float(task.loss(0)[0]) < before
     assert averaged_weights(tmp_path, "model").keys() == dict(task.modules["model"].named_parameters()).keys()
@@ -116,8 +117,6 @@ def test_the_tokenizer_survives_saving_and_knows_every_caption(tmp_path: Path, s
 
 
 def test_every_random_clip_fits_the_world() -> None:
-    import numpy as np
-
     numbers = np.random.default_rng(2)
     for _ in range(200):
         clip = draw_clip(numbers, Mixture(two_objects=0.5, moving_camera=0.5))

@@ -79,7 +79,10 @@ class ExpertTask:
     ) -> None:
         torch.manual_seed(seed)
         self.lowest, self.highest = (unshift(sigma) for sigma in _SIDES[part])
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder.to(device).eval().requires_grad_(requires_grad=False)
+        self.tokenizer, self.text_encoder = (
+            tokenizer,
+            text_encoder.to(device).eval().requires_grad_(requires_grad=False),
+        )
         self.latent_space = latent_space.to(device)
         self.mixture, self.size, self.frames = mixture, size, frames
         self.steps, self.batch, self.lr, self.warm_up, self.decay = steps, batch, lr, warm_up, decay
@@ -152,7 +155,11 @@ def main() -> None:
     )
     if options.init is not None:
         checkpoint = options.init / "checkpoint.safetensors"
-        weights = averaged_weights(options.init, "model") if checkpoint.exists() else load_file(options.init / "diffusion_pytorch_model.safetensors")
+        weights = (
+            averaged_weights(options.init, "model")
+            if checkpoint.exists()
+            else load_file(options.init / "diffusion_pytorch_model.safetensors")
+        )
         task.model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     trainer = Trainer(task, options.out, total=options.steps, ema_decay=options.ema)
     trainer.resume()

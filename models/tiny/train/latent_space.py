@@ -62,7 +62,14 @@ def _blocks(frames: torch.Tensor) -> torch.Tensor:
     frames = torch.cat([frames[:, :, :1].expand(-1, -1, STRIDE_TIME - 1, -1, -1), frames], dim=2)
     batch, _, time, height, width = frames.shape
     blocks = frames.reshape(
-        batch, 3, time // STRIDE_TIME, STRIDE_TIME, height // STRIDE_SPACE, STRIDE_SPACE, width // STRIDE_SPACE, STRIDE_SPACE
+        batch,
+        3,
+        time // STRIDE_TIME,
+        STRIDE_TIME,
+        height // STRIDE_SPACE,
+        STRIDE_SPACE,
+        width // STRIDE_SPACE,
+        STRIDE_SPACE,
     )
     return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
@@ -84,7 +91,9 @@ def fit(*, clips: int, size: int, seed: int = 0) -> LatentSpace:
     # Dividing by std^0.5 leaves the strong components stronger, but not so much that noise hides the weak ones.
     scale = deviation**-0.5
     scale = scale / (deviation * scale).square().mean().sqrt()
-    return LatentSpace(mean.float(), (directions * scale).float().contiguous(), (directions / scale).T.float().contiguous())
+    return LatentSpace(
+        mean.float(), (directions * scale).float().contiguous(), (directions / scale).T.float().contiguous()
+    )
 
 
 def to_signal(frames: "np.typing.NDArray[np.float32]") -> torch.Tensor:

@@ -5,7 +5,6 @@ All randomness of step ``n`` comes from ``(seed, n)``, so a checkpoint needs no 
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 
@@ -97,7 +97,7 @@ class Trainer:
                 state[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
         partial = self._checkpoint.with_suffix(".partial")
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, partial)
-        os.replace(partial, self._checkpoint)
+        partial.replace(self._checkpoint)
 
     def run(self, *, steps: int | None = None, checkpoint_seconds: float = 60.0) -> None:
         """Trains to the end, or for ``steps`` more; checkpoints as it goes and at the end."""
@@ -143,13 +143,9 @@ def averaged_weights(folder: Path, part: str) -> Tensors:
 
 def plot(folder: Path) -> None:
     """Draws ``log.jsonl`` as ``loss.png``."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     losses = np.array([row["loss"] for row in rows])
     width = max(1, len(losses) // 60)
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -157,7 +153,6 @@ def plot(folder: Path) -> None:
     axes.plot([row["step"] for row in rows][width - 1 :], smooth)
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=folder.name)
     figure.savefig(folder / "loss.png", dpi=100)
-    plt.close(figure)
 
 
 def arguments(description: str, *, steps: int, batch: int, learning_rate: float) -> argparse.ArgumentParser:

@@ -74,7 +74,9 @@ def encode(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device: torch.device | str
 ) -> torch.Tensor:
     """Embeddings ``[len(texts), 48, 128]``, zero beyond each text's tokens as Wan's pipeline pads them."""
-    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").to(device)
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").to(
+        device
+    )
     mask = tokens.attention_mask
     states = encoder(tokens.input_ids, attention_mask=mask).last_hidden_state * mask[..., None]
     return nn.functional.pad(states, (0, 0, 0, MAX_LENGTH - states.shape[1]))
@@ -86,7 +88,17 @@ class TextTask:
     The sum serves untrained cross-attention, the queries ask for what two objects need: which word belongs to which.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, steps: int, batch: int, lr: float, decay: float, seed: int, device: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        steps: int,
+        batch: int,
+        lr: float,
+        decay: float,
+        seed: int,
+        device: str,
+    ) -> None:
         torch.manual_seed(seed)
         self.tokenizer, self.steps, self.batch, self.lr = tokenizer, steps, batch, lr
         self.decay, self.seed, self.device = decay, seed, device
@@ -103,7 +115,9 @@ class TextTask:
             "readouts": self.readouts,
         }
         parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01
+        )
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, constant, decay."""

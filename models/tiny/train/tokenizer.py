@@ -4,11 +4,9 @@
 """
 
 import argparse
-import base64
 import io
 import re
 import string
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +21,17 @@ MAX_LENGTH: Final = 48
 _SPECIAL: Final = ("<pad>", "</s>", "<unk>")
 _ENGLISH: Final = "a an one and the of in on over to from it is with this that moving going red"
 _CHINESE: Final = (
-    "一个 两个 的 向左 向右 向上 向下 从左 从右 移动 滑动 缓缓 上升 下落 静止 不动 停在 原地 逐渐 变大 变小 星空 夜晚 夜空 灰色 房间 "
-    "格子 墙前 蓝色 大海 海浪 之上 绿色 草地 草原 沙漠 黄沙 雪地 雪原 固定 镜头 平移 左摇 右摇 推近 放大 拉远 缩小 氛围 自然 明亮 欢快 "
-    "光线 昏暗 阴沉 红色 黄色 紫色 橙色 青色 白色 圆形 圆球 圆 方块 正方形 三角形 星星 五角星 在 中 上 里"
+    "一个 两个 的 向左 向右 向上 向下 从左 从右 移动 滑动 缓缓 上升 下落 静止 不动 停在 原地 逐渐 变大 "
+    "变小 星空 夜晚 夜空 灰色 房间 格子 墙前 蓝色 大海 海浪 之上 绿色 草地 草原 沙漠 黄沙 雪地 雪原 固定 "
+    "镜头 平移 左摇 右摇 推近 放大 拉远 缩小 氛围 自然 明亮 欢快 光线 昏暗 阴沉 红色 黄色 紫色 橙色 青色 "
+    "白色 圆形 圆球 圆 方块 正方形 三角形 星星 五角星 在 中 上 里"
 )
 _JAPANESE: Final = (
-    "赤い 緑の 青い 黄色い 紫の オレンジ色の 水色の 白い 円 丸 ボール 四角 正方形 三角形 三角 星 星形 が 左へ 右へ 上へ 下へ 動く 右から 左から "
-    "移動する 上昇する 落ちる 動かない 止まっている 大きくなる 小さくなる だんだん 夜空 の 中で 灰色の 部屋で 格子 壁の 前で 海 波の 上で 草原で "
-    "草地 砂漠で 砂丘 雪の 雪原で 固定 カメラ は 左に 右に パン 振る ズームイン ズームアウト する 自然な 雰囲気 明るく 楽しい 明るい 光 暗く 重い 薄暗い"
+    "赤い 緑の 青い 黄色い 紫の オレンジ色の 水色の 白い 円 丸 ボール 四角 正方形 三角形 三角 星 星形 が "
+    "左へ 右へ 上へ 下へ 動く 右から 左から 移動する 上昇する 落ちる 動かない 止まっている 大きくなる "
+    "小さくなる だんだん 夜空 の 中で 灰色の 部屋で 格子 壁の 前で 海 波の 上で 草原で 草地 砂漠で 砂丘 "
+    "雪の 雪原で 固定 カメラ は 左に 右に パン 振る ズームイン ズームアウト する 自然な 雰囲気 明るく "
+    "楽しい 明るい 光 暗く 重い 薄暗い"
 )
 
 
@@ -71,9 +72,7 @@ def _folding() -> bytes:
 
 def build_tokenizer() -> T5Tokenizer:
     """The tokenizer; padding is 0, the end of a text is 1, an unknown character is 2."""
-    return T5Tokenizer(
-        vocab=lexicon(), extra_ids=0, _spm_precompiled_charsmap=_folding(), model_max_length=MAX_LENGTH
-    )
+    return T5Tokenizer(vocab=lexicon(), extra_ids=0, _spm_precompiled_charsmap=_folding(), model_max_length=MAX_LENGTH)
 
 
 def main() -> None:

@@ -82,7 +82,17 @@ class VaeTask:
     """Decoder: noisy codes to frames, errors on objects counted up to four times. Encoder: frames to codes."""
 
     def __init__(
-        self, latent_space: LatentSpace, *, size: int, frames: int, steps: int, batch: int, lr: float, decay: float, seed: int, device: str
+        self,
+        latent_space: LatentSpace,
+        *,
+        size: int,
+        frames: int,
+        steps: int,
+        batch: int,
+        lr: float,
+        decay: float,
+        seed: int,
+        device: str,
     ) -> None:
         torch.manual_seed(seed)
         self.latent_space = latent_space.to(device)

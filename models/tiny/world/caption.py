@@ -1,8 +1,8 @@
-"""Captions in English, Chinese and Japanese: subject + action + scene + camera + mood, with synonyms and word orders."""
+"""Captions in English, Chinese and Japanese: subject, action, scene, camera, mood, in several words and orders."""
 
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,14 @@ def canonical_caption(clip: Clip, language: str) -> str:
     return _compose(None, clip, language, set(SLOTS))
 
 
+class _Parts(NamedTuple):
+    subjects: list[str]
+    acts: list[str]
+    scene: str
+    camera: str
+    mood: str
+
+
 def _compose(rng: np.random.Generator | None, clip: Clip, language: str, said: set[str]) -> str:
     words = vocabulary().phrases[language]
 
@@ -72,10 +80,11 @@ def _compose(rng: np.random.Generator | None, clip: Clip, language: str, said: s
     acts = [pick("act", actor.action) if "action" in said else "" for actor in clip.actors]
     subjects = [subject(actor) for actor in clip.actors]
     compose = {"en": _english, "zh": _chinese, "ja": _japanese}[language]
-    return compose(subjects, acts, scene, camera, mood, order(3))
+    return compose(_Parts(subjects, acts, scene, camera, mood), order(3))
 
 
-def _english(subjects: list[str], acts: list[str], scene: str, camera: str, mood: str, order: int) -> str:
+def _english(parts: _Parts, order: int) -> str:
+    subjects, acts, scene, camera, mood = parts
     action = " and ".join(f"{subject} {act}".strip() for subject, act in zip(subjects, acts, strict=True))
     if order == 1:
         return _join(", ", scene, action, camera, mood)
@@ -84,7 +93,8 @@ def _english(subjects: list[str], acts: list[str], scene: str, camera: str, mood
     return _join(", ", f"{action} {scene}".strip(), camera, mood)
 
 
-def _chinese(subjects: list[str], acts: list[str], scene: str, camera: str, mood: str, order: int) -> str:
+def _chinese(parts: _Parts, order: int) -> str:
+    subjects, acts, scene, camera, mood = parts
     action = "，".join(f"{subject}{act}" for subject, act in zip(subjects, acts, strict=True))
     if order == 1:
         return _join("，", scene, action, camera, mood)
@@ -93,15 +103,16 @@ def _chinese(subjects: list[str], acts: list[str], scene: str, camera: str, mood
     return _join("，", action, scene, camera, mood)
 
 
-def _japanese(subjects: list[str], acts: list[str], scene: str, camera: str, mood: str, order: int) -> str:
-    parts = [f"{subject}が{act}" if act else subject for subject, act in zip(subjects, acts, strict=True)]
-    action = "、".join(parts)
+def _japanese(parts: _Parts, order: int) -> str:
+    subjects, acts, scene, camera, mood = parts
+    clauses = [f"{subject}が{act}" if act else subject for subject, act in zip(subjects, acts, strict=True)]
+    action = "、".join(clauses)
     if order == 1:
         return _join("、", scene, action, camera, mood)
     if order == 2:
         return _join("、", mood, scene + action, camera)
     first = f"{subjects[0]}が{scene}{acts[0]}" if acts[0] else scene + subjects[0]
-    return _join("、", "、".join([first, *parts[1:]]), camera, mood)
+    return _join("、", "、".join([first, *clauses[1:]]), camera, mood)
 
 
 def _join(separator: str, *parts: str) -> str:

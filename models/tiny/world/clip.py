@@ -118,7 +118,7 @@ def draw_actor(rng: np.random.Generator, colour: str, shape: str, action: str, l
     elif action == "shrink":
         radius_start, radius_end = rng.uniform(0.27, 0.31) * scale, rng.uniform(0.10, 0.12) * scale
     step_x, step_y = _DIRECTIONS.get(action, (0, 0))
-    if lane in ("left", "right") and step_x or lane in ("top", "bottom") and step_y:
+    if (lane in ("left", "right") and step_x) or (lane in ("top", "bottom") and step_y):
         reach *= 0.4
     return Actor(
         colour=colour,

@@ -49,7 +49,7 @@ def _camera(camera: str, time: Array, x: Array, y: Array) -> tuple[Array, Array]
     if camera == "pan_right":
         return x + 0.5 * time, y
     if camera == "zoom_in":
-        scale = 1.9 ** -time
+        scale = 1.9**-time
         return x * scale, y * scale
     if camera == "zoom_out":
         scale = 1.9 ** (time - 1.0)
