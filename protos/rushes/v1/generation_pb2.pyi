@@ -89,6 +89,30 @@ TIER_PRIORITY: Tier.ValueType  # 3
 """Served first."""
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
 
+class _CacheMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
+    """BYPASS."""
+    CACHE_MODE_PREFER: _CacheMode.ValueType  # 1
+    """A finished generation of the same fingerprint answers; one that is being made is waited for."""
+    CACHE_MODE_BYPASS: _CacheMode.ValueType  # 2
+    """Always compute."""
+
+class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper):
+    """CacheMode says whether a clip that was made before may be the answer."""
+
+CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
+"""BYPASS."""
+CACHE_MODE_PREFER: CacheMode.ValueType  # 1
+"""A finished generation of the same fingerprint answers; one that is being made is waited for."""
+CACHE_MODE_BYPASS: CacheMode.ValueType  # 2
+"""Always compute."""
+Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
+
 @_typing.final
 class GenerationSpec(_message.Message):
     """GenerationSpec says what to make. What is left out takes the model's default; a Generation repeats the settings in
@@ -316,6 +340,7 @@ class Generation(_message.Message):
     LATENCY_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CACHED_FROM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, given by the gateway."""
     state: Global___GenerationState.ValueType
@@ -334,6 +359,8 @@ class Generation(_message.Message):
     """W3C trace id, 32 hexadecimal digits."""
     fingerprint: _builtins.str
     """Fingerprint of everything that shapes the clip: model, settings, seed, text."""
+    cached_from: _builtins.str
+    """Id of the generation whose clip this one repeats; empty if it was computed."""
     @_builtins.property
     def spec(self) -> Global___GenerationSpec:
         """Settings in force: defaults are filled in."""
@@ -381,10 +408,11 @@ class Generation(_message.Message):
         latency: _latency_pb2.LatencyBreakdown | None = ...,
         trace_id: _builtins.str = ...,
         fingerprint: _builtins.str = ...,
+        cached_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_time", b"_end_time", "_eta_seconds", b"_eta_seconds", "_failure", b"_failure", "_latency", b"_latency", "_start_time", b"_start_time", "_video", b"_video", "create_time", b"create_time", "end_time", b"end_time", "eta_seconds", b"eta_seconds", "failure", b"failure", "latency", b"latency", "spec", b"spec", "start_time", b"start_time", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_time", b"_end_time", "_eta_seconds", b"_eta_seconds", "_failure", b"_failure", "_latency", b"_latency", "_start_time", b"_start_time", "_video", b"_video", "attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "eta_seconds", b"eta_seconds", "failure", b"failure", "fingerprint", b"fingerprint", "id", b"id", "last_sequence", b"last_sequence", "latency", b"latency", "progress", b"progress", "queue_position", b"queue_position", "spec", b"spec", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_time", b"_end_time", "_eta_seconds", b"_eta_seconds", "_failure", b"_failure", "_latency", b"_latency", "_start_time", b"_start_time", "_video", b"_video", "attempt", b"attempt", "cached_from", b"cached_from", "create_time", b"create_time", "end_time", b"end_time", "eta_seconds", b"eta_seconds", "failure", b"failure", "fingerprint", b"fingerprint", "id", b"id", "last_sequence", b"last_sequence", "latency", b"latency", "progress", b"progress", "queue_position", b"queue_position", "spec", b"spec", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_time: _TypeAlias = _typing.Literal["end_time"]  # noqa: Y015
     _WhichOneofArgType__end_time: _TypeAlias = _typing.Literal["_end_time", b"_end_time"]  # noqa: Y015
@@ -869,10 +897,13 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     CANCEL_ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID that makes the request idempotent; empty means that the gateway draws one."""
     cancel_on_disconnect: _builtins.bool
     """Cancel the generation when this stream ends before it does."""
+    cache: Global___CacheMode.ValueType
+    """Whether a clip that was made before may be the answer. Of use only with a seed."""
     @_builtins.property
     def spec(self) -> Global___GenerationSpec:
         """What to make."""
@@ -883,10 +914,11 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         spec: Global___GenerationSpec | None = ...,
         cancel_on_disconnect: _builtins.bool = ...,
+        cache: Global___CacheMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_on_disconnect", b"cancel_on_disconnect", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "cancel_on_disconnect", b"cancel_on_disconnect", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,8 +956,11 @@ class CreateGenerationRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID that makes the request idempotent; empty means that the gateway draws one."""
+    cache: Global___CacheMode.ValueType
+    """Whether a clip that was made before may be the answer. Of use only with a seed."""
     @_builtins.property
     def spec(self) -> Global___GenerationSpec:
         """What to make."""
@@ -935,10 +970,11 @@ class CreateGenerationRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         spec: Global___GenerationSpec | None = ...,
+        cache: Global___CacheMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -967,6 +1003,58 @@ class CreateGenerationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateGenerationResponse: _TypeAlias = CreateGenerationResponse  # noqa: Y015
+
+@_typing.final
+class CreateGenerationsRequest(_message.Message):
+    """CreateGenerationsRequest creates many generations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPECS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID that makes the whole request idempotent; empty means that the gateway draws one."""
+    @_builtins.property
+    def specs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerationSpec]:
+        """What to make: 1 to 1000."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        specs: _abc.Iterable[Global___GenerationSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "specs", b"specs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateGenerationsRequest: _TypeAlias = CreateGenerationsRequest  # noqa: Y015
+
+@_typing.final
+class CreateGenerationsResponse(_message.Message):
+    """CreateGenerationsResponse answers with the accepted generations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generation]:
+        """The generations, queued, in the order of `specs`."""
+
+    def __init__(
+        self,
+        *,
+        generations: _abc.Iterable[Global___Generation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateGenerationsResponse: _TypeAlias = CreateGenerationsResponse  # noqa: Y015
 
 @_typing.final
 class GetGenerationRequest(_message.Message):
@@ -1169,6 +1257,101 @@ class CancelGenerationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelGenerationResponse: _TypeAlias = CancelGenerationResponse  # noqa: Y015
+
+@_typing.final
+class DeleteGenerationRequest(_message.Message):
+    """DeleteGenerationRequest removes a generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteGenerationRequest: _TypeAlias = DeleteGenerationRequest  # noqa: Y015
+
+@_typing.final
+class DeleteGenerationResponse(_message.Message):
+    """DeleteGenerationResponse has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteGenerationResponse: _TypeAlias = DeleteGenerationResponse  # noqa: Y015
+
+@_typing.final
+class RegenerateGenerationRequest(_message.Message):
+    """RegenerateGenerationRequest repeats a generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the generation to repeat."""
+    request_id: _builtins.str
+    """UUID that makes the request idempotent; empty means that the gateway draws one."""
+    seed: _builtins.int
+    """Seed; not set: the gateway draws one."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "id", b"id", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___RegenerateGenerationRequest: _TypeAlias = RegenerateGenerationRequest  # noqa: Y015
+
+@_typing.final
+class RegenerateGenerationResponse(_message.Message):
+    """RegenerateGenerationResponse answers with the accepted generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def generation(self) -> Global___Generation:
+        """The generation, queued."""
+
+    def __init__(
+        self,
+        *,
+        generation: Global___Generation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegenerateGenerationResponse: _TypeAlias = RegenerateGenerationResponse  # noqa: Y015
 
 @_typing.final
 class DownloadVideoRequest(_message.Message):

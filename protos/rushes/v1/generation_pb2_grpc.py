@@ -52,6 +52,11 @@ class GenerationServiceStub:
                 request_serializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationRequest.SerializeToString,
                 response_deserializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationResponse.FromString,
                 _registered_method=True)
+        self.CreateGenerations = channel.unary_unary(
+                '/rushes.v1.GenerationService/CreateGenerations',
+                request_serializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationsRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationsResponse.FromString,
+                _registered_method=True)
         self.GetGeneration = channel.unary_unary(
                 '/rushes.v1.GenerationService/GetGeneration',
                 request_serializer=rushes_dot_v1_dot_generation__pb2.GetGenerationRequest.SerializeToString,
@@ -71,6 +76,16 @@ class GenerationServiceStub:
                 '/rushes.v1.GenerationService/CancelGeneration',
                 request_serializer=rushes_dot_v1_dot_generation__pb2.CancelGenerationRequest.SerializeToString,
                 response_deserializer=rushes_dot_v1_dot_generation__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
+        self.DeleteGeneration = channel.unary_unary(
+                '/rushes.v1.GenerationService/DeleteGeneration',
+                request_serializer=rushes_dot_v1_dot_generation__pb2.DeleteGenerationRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_generation__pb2.DeleteGenerationResponse.FromString,
+                _registered_method=True)
+        self.RegenerateGeneration = channel.unary_unary(
+                '/rushes.v1.GenerationService/RegenerateGeneration',
+                request_serializer=rushes_dot_v1_dot_generation__pb2.RegenerateGenerationRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_generation__pb2.RegenerateGenerationResponse.FromString,
                 _registered_method=True)
         self.DownloadVideo = channel.unary_stream(
                 '/rushes.v1.GenerationService/DownloadVideo',
@@ -109,6 +124,15 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateGenerations(self, request, context):
+        """CreateGenerations accepts many generations in one call, all or none. They run at the lowest class and never hold up
+        the others. Errors are those of CreateGeneration; the field of a violation names the spec, for example
+        `specs[3].steps`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGeneration(self, request, context):
         """GetGeneration reads one generation. NOT_FOUND: there is none of that id.
         """
@@ -141,6 +165,21 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteGeneration(self, request, context):
+        """DeleteGeneration removes a generation that has ended, with its events; its clip goes when nothing else refers to it.
+        FAILED_PRECONDITION: it has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegenerateGeneration(self, request, context):
+        """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadVideo(self, request, context):
         """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
         OUT_OF_RANGE: the offset lies beyond the end.
@@ -162,6 +201,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     request_deserializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationRequest.FromString,
                     response_serializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationResponse.SerializeToString,
             ),
+            'CreateGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGenerations,
+                    request_deserializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationsRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_generation__pb2.CreateGenerationsResponse.SerializeToString,
+            ),
             'GetGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGeneration,
                     request_deserializer=rushes_dot_v1_dot_generation__pb2.GetGenerationRequest.FromString,
@@ -181,6 +225,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.CancelGeneration,
                     request_deserializer=rushes_dot_v1_dot_generation__pb2.CancelGenerationRequest.FromString,
                     response_serializer=rushes_dot_v1_dot_generation__pb2.CancelGenerationResponse.SerializeToString,
+            ),
+            'DeleteGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGeneration,
+                    request_deserializer=rushes_dot_v1_dot_generation__pb2.DeleteGenerationRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_generation__pb2.DeleteGenerationResponse.SerializeToString,
+            ),
+            'RegenerateGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegenerateGeneration,
+                    request_deserializer=rushes_dot_v1_dot_generation__pb2.RegenerateGenerationRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_generation__pb2.RegenerateGenerationResponse.SerializeToString,
             ),
             'DownloadVideo': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadVideo,
@@ -250,6 +304,33 @@ class GenerationService:
             '/rushes.v1.GenerationService/CreateGeneration',
             rushes_dot_v1_dot_generation__pb2.CreateGenerationRequest.SerializeToString,
             rushes_dot_v1_dot_generation__pb2.CreateGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rushes.v1.GenerationService/CreateGenerations',
+            rushes_dot_v1_dot_generation__pb2.CreateGenerationsRequest.SerializeToString,
+            rushes_dot_v1_dot_generation__pb2.CreateGenerationsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -358,6 +439,60 @@ class GenerationService:
             '/rushes.v1.GenerationService/CancelGeneration',
             rushes_dot_v1_dot_generation__pb2.CancelGenerationRequest.SerializeToString,
             rushes_dot_v1_dot_generation__pb2.CancelGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rushes.v1.GenerationService/DeleteGeneration',
+            rushes_dot_v1_dot_generation__pb2.DeleteGenerationRequest.SerializeToString,
+            rushes_dot_v1_dot_generation__pb2.DeleteGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegenerateGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rushes.v1.GenerationService/RegenerateGeneration',
+            rushes_dot_v1_dot_generation__pb2.RegenerateGenerationRequest.SerializeToString,
+            rushes_dot_v1_dot_generation__pb2.RegenerateGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,11 @@ class GenerationServiceStub:
     The same `request_id` twice gives the same generation. ALREADY_EXISTS (reason REQUEST_ID_REUSED): the id was used
     with another request. INVALID_ARGUMENT: a setting breaks a rule. RESOURCE_EXHAUSTED: the queue is full.
     """
+    CreateGenerations: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CreateGenerationsRequest, _generation_pb2.CreateGenerationsResponse]
+    """CreateGenerations accepts many generations in one call, all or none. They run at the lowest class and never hold up
+    the others. Errors are those of CreateGeneration; the field of a violation names the spec, for example
+    `specs[3].steps`.
+    """
     GetGeneration: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetGenerationRequest, _generation_pb2.GetGenerationResponse]
     """GetGeneration reads one generation. NOT_FOUND: there is none of that id."""
     ListGenerations: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListGenerationsRequest, _generation_pb2.ListGenerationsResponse]
@@ -66,6 +71,12 @@ class GenerationServiceStub:
     """CancelGeneration stops a generation. The device stops before its next step. Cancelling a generation that has ended
     changes nothing and answers how it ended.
     """
+    DeleteGeneration: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DeleteGenerationRequest, _generation_pb2.DeleteGenerationResponse]
+    """DeleteGeneration removes a generation that has ended, with its events; its clip goes when nothing else refers to it.
+    FAILED_PRECONDITION: it has not ended.
+    """
+    RegenerateGeneration: _grpc.UnaryUnaryMultiCallable[_generation_pb2.RegenerateGenerationRequest, _generation_pb2.RegenerateGenerationResponse]
+    """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another"."""
     DownloadVideo: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadVideoRequest, _generation_pb2.DownloadVideoResponse]
     """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
     OUT_OF_RANGE: the offset lies beyond the end.
@@ -95,6 +106,11 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     The same `request_id` twice gives the same generation. ALREADY_EXISTS (reason REQUEST_ID_REUSED): the id was used
     with another request. INVALID_ARGUMENT: a setting breaks a rule. RESOURCE_EXHAUSTED: the queue is full.
     """
+    CreateGenerations: _aio.UnaryUnaryMultiCallable[_generation_pb2.CreateGenerationsRequest, _generation_pb2.CreateGenerationsResponse]  # type: ignore[assignment]
+    """CreateGenerations accepts many generations in one call, all or none. They run at the lowest class and never hold up
+    the others. Errors are those of CreateGeneration; the field of a violation names the spec, for example
+    `specs[3].steps`.
+    """
     GetGeneration: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetGenerationRequest, _generation_pb2.GetGenerationResponse]  # type: ignore[assignment]
     """GetGeneration reads one generation. NOT_FOUND: there is none of that id."""
     ListGenerations: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListGenerationsRequest, _generation_pb2.ListGenerationsResponse]  # type: ignore[assignment]
@@ -109,6 +125,12 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """CancelGeneration stops a generation. The device stops before its next step. Cancelling a generation that has ended
     changes nothing and answers how it ended.
     """
+    DeleteGeneration: _aio.UnaryUnaryMultiCallable[_generation_pb2.DeleteGenerationRequest, _generation_pb2.DeleteGenerationResponse]  # type: ignore[assignment]
+    """DeleteGeneration removes a generation that has ended, with its events; its clip goes when nothing else refers to it.
+    FAILED_PRECONDITION: it has not ended.
+    """
+    RegenerateGeneration: _aio.UnaryUnaryMultiCallable[_generation_pb2.RegenerateGenerationRequest, _generation_pb2.RegenerateGenerationResponse]  # type: ignore[assignment]
+    """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another"."""
     DownloadVideo: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadVideoRequest, _generation_pb2.DownloadVideoResponse]  # type: ignore[assignment]
     """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
     OUT_OF_RANGE: the offset lies beyond the end.
@@ -149,6 +171,17 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CreateGenerations(
+        self,
+        request: _generation_pb2.CreateGenerationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.CreateGenerationsResponse, _abc.Awaitable[_generation_pb2.CreateGenerationsResponse]]:
+        """CreateGenerations accepts many generations in one call, all or none. They run at the lowest class and never hold up
+        the others. Errors are those of CreateGeneration; the field of a violation names the spec, for example
+        `specs[3].steps`.
+        """
+
+    @_abc_1.abstractmethod
     def GetGeneration(
         self,
         request: _generation_pb2.GetGenerationRequest,
@@ -185,6 +218,24 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """CancelGeneration stops a generation. The device stops before its next step. Cancelling a generation that has ended
         changes nothing and answers how it ended.
         """
+
+    @_abc_1.abstractmethod
+    def DeleteGeneration(
+        self,
+        request: _generation_pb2.DeleteGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.DeleteGenerationResponse, _abc.Awaitable[_generation_pb2.DeleteGenerationResponse]]:
+        """DeleteGeneration removes a generation that has ended, with its events; its clip goes when nothing else refers to it.
+        FAILED_PRECONDITION: it has not ended.
+        """
+
+    @_abc_1.abstractmethod
+    def RegenerateGeneration(
+        self,
+        request: _generation_pb2.RegenerateGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.RegenerateGenerationResponse, _abc.Awaitable[_generation_pb2.RegenerateGenerationResponse]]:
+        """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another"."""
 
     @_abc_1.abstractmethod
     def DownloadVideo(
