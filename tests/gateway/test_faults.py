@@ -1,0 +1,214 @@
+"""Stages and gateways that are lost at bad moments: every generation ends once, with the clip of an undisturbed run."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from rushes.v1 import denoiser_pb2_grpc, sampling_pb2
+from rushes.v1 import generation_pb2 as gp
+from rushes.v1.generation_pb2_grpc import GenerationServiceStub
+from services.chassis.errors import InvalidRequest
+from services.gateway.store.database import open_database
+from tests.gateway.conftest import empty_database
+from tests.gateway.history_checker import check_histories
+from tests.gateway.stage_servers import Addresses, Behaviour, Denoiser, serving, stages
+from tests.gateway.suite import SETTINGS, clip, gateway, kind, kinds, suite
+
+SPEC = gp.GenerationSpec(prompt="a red circle", seed=7)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The clip of a run in which nothing happens."""
+
+    async def run() -> bytes:
+        async with suite(tmp_path_factory.mktemp("undisturbed")) as running:
+            return clip(await running.generate(SPEC))
+
+    with asyncio.Runner() as runner:
+        return runner.run(run())
+
+
+def once(index: int, error: type[Exception] = RuntimeError):
+    """A hook that breaks the first time that it meets `index`."""
+    broken = []
+
+    def hook(at: int) -> None:
+        if at == index and not broken:
+            broken.append(at)
+            raise error("broken by the test")
+
+    return hook
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+async def test_a_denoiser_lost_at_any_step_is_resumed_from_its_last_checkpoint(tmp_path, undisturbed, step):
+    behaviour = Behaviour(on_step=once(step))
+    async with suite(tmp_path, behaviour) as running:
+        events = await running.generate(SPEC)
+        assert clip(events) == undisturbed
+        resumed = [event.resumed for event in events if event.HasField("resumed")]
+        assert [(one.next_step, one.reason) for one in resumed] == [(step, "STAGE_LOST")]
+        assert behaviour.steps == [0, 1, 2, 3, 4, 5]
+
+
+async def test_without_a_checkpoint_a_lost_denoiser_begins_again(tmp_path, undisturbed):
+    behaviour = Behaviour(on_step=once(3))
+    async with suite(tmp_path, behaviour, checkpoint_seconds=30) as running:
+        assert clip(await running.generate(SPEC)) == undisturbed
+        assert behaviour.steps == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+
+
+async def test_a_denoiser_that_drains_hands_its_work_back(tmp_path, undisturbed):
+    behaviour = Behaviour(drain_at={2, 4})
+    async with suite(tmp_path, behaviour) as running:
+        events = await running.generate(SPEC)
+        assert clip(events) == undisturbed
+        assert [event.resumed.reason for event in events if event.HasField("resumed")] == ["STAGE_DRAINED"] * 2
+        assert behaviour.steps == [0, 1, 2, 3, 4, 5]
+
+
+async def test_the_solver_state_moves_between_the_pools_of_the_two_experts(tmp_path, undisturbed):
+    high = Behaviour(experts=(sampling_pb2.EXPERT_HIGH_NOISE,))
+    low = Behaviour(experts=(sampling_pb2.EXPERT_LOW_NOISE,))
+    adder = denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server
+    async with stages(high) as at, serving("DenoiserService", Denoiser(low), adder) as second:
+        both = Addresses(encoder=at.encoder, denoiser=f"{at.denoiser},{second}", postprocess=at.postprocess)
+        stored = {"database_url": f"sqlite:///{tmp_path}/r.db", "artifacts_url": f"{tmp_path}/a"}
+        async with gateway(both, high, **stored) as running:
+            events = await running.generate(SPEC)
+    assert clip(events) == undisturbed
+    assert (high.steps, low.steps) == ([0, 1, 2], [3, 4, 5])
+    assert [event.resumed.reason for event in events if event.HasField("resumed")] == ["EXPERT_BOUNDARY"]
+
+
+@pytest.mark.parametrize("fragment", [0, 2])
+async def test_a_postprocessor_lost_in_the_middle_shows_no_fragment_twice(tmp_path, undisturbed, fragment):
+    async with suite(tmp_path, Behaviour(on_fragment=once(fragment))) as running:
+        events = await running.generate(SPEC)
+        assert clip(events) == undisturbed
+        assert kinds(events).count("fragment") == 3
+        assert kinds(events).count("rendering") == 1
+
+
+async def test_a_stage_that_refuses_the_work_fails_it_at_once(tmp_path):
+    behaviour = Behaviour(on_step=once(2, InvalidRequest))
+    async with suite(tmp_path, behaviour) as running:
+        failed = (await running.generate(SPEC))[-1].failed.generation
+        assert (failed.failure.stage, failed.failure.reason) == ("denoiser", "INVALID_REQUEST")
+        assert not failed.failure.retryable
+        assert behaviour.calls.count("denoise") == 1
+
+
+async def test_a_stage_that_is_lost_again_and_again_fails_the_generation(tmp_path):
+    def broken(_: int) -> None:
+        raise RuntimeError("broken by the test")
+
+    async with suite(tmp_path, Behaviour(on_step=broken)) as running:
+        failed = (await running.generate(SPEC))[-1].failed.generation
+        assert failed.failure.stage == "denoiser"
+        assert failed.failure.retryable
+
+
+async def test_an_artifact_store_that_cannot_be_written_fails_the_generation_clearly(tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "checkpoints").write_text("a file where a folder has to be")
+    async with suite(tmp_path) as running:
+        failed = (await running.generate(SPEC))[-1].failed.generation
+        assert (failed.failure.stage, failed.failure.reason) == ("gateway", "ARTIFACTS_UNAVAILABLE")
+        assert not (tmp_path / "artifacts" / "clips").exists()
+
+
+@asynccontextmanager
+async def process(at: Addresses, database_url: str, folder: Path) -> AsyncIterator[tuple[Process, str]]:
+    """A gateway in a process of its own, and its address."""
+    settings = {**SETTINGS, "encoder": at.encoder, "denoiser": at.denoiser, "postprocess": at.postprocess}
+    settings |= {"database_url": database_url, "artifacts_url": str(folder / "artifacts"), "lease_seconds": 1}
+    environment = {f"RUSHES_{name.upper()}": str(value) for name, value in settings.items()}
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.gateway", env={**os.environ, **environment}, stdout=PIPE
+    )
+    try:
+        ready = (await running.stdout.readline()).decode().split()
+        assert ready[:2] == ["ready", "gateway"]
+        yield running, ready[2]
+    finally:
+        if running.returncode is None:
+            running.kill()
+        await running.wait()
+
+
+async def watch(address: str, generation_id: str, after: int) -> list[gp.GenerationEvent]:
+    """Every durable event after the cursor, until the stream ends or breaks."""
+    found: list[gp.GenerationEvent] = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = GenerationServiceStub(channel).WatchGeneration(
+            gp.WatchGenerationRequest(id=generation_id, after_sequence=after)
+        )
+        try:
+            async for response in call:
+                if response.event.sequence:
+                    found.append(response.event)
+        except grpc.aio.AioRpcError:
+            pass
+    return found
+
+
+async def killed_and_taken_over(folder: Path, database_url: str, *, step: int) -> bytes:
+    """Kill -9 the gateway when `step` begins; a second one, which ran already or starts then, ends the work."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    def on_step(index: int) -> None:
+        if index == step and not go_on.is_set():
+            reached.set()
+
+    behaviour = Behaviour(on_step=on_step, step_seconds=0.05)
+    async with stages(behaviour) as at, process(at, database_url, folder) as (first, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            request = gp.CreateGenerationRequest(spec=SPEC)
+            made = (await GenerationServiceStub(channel).CreateGeneration(request)).generation
+        before = asyncio.create_task(watch(address, made.id, 0))
+        await reached.wait()
+        go_on.set()
+        first.send_signal(signal.SIGKILL)
+        events = await before
+        async with process(at, database_url, folder) as (_, second):
+            events += await watch(second, made.id, events[-1].sequence if events else 0)
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert kinds(events)[-1] == "succeeded"
+        assert "LEASE_EXPIRED" in [event.resumed.reason for event in events if event.HasField("resumed")]
+    async with open_database(database_url) as database:
+        await check_histories(database, kind, all_ended=True)
+    return clip(events)
+
+
+async def test_a_gateway_killed_in_the_middle_is_taken_over_by_another_on_sqlite(tmp_path, undisturbed):
+    database_url = f"sqlite:///{tmp_path}/rushes.db"
+    assert await killed_and_taken_over(tmp_path, database_url, step=3) == undisturbed
+
+
+async def test_a_gateway_killed_in_the_middle_is_taken_over_by_another_on_postgres(tmp_path, undisturbed, postgres):
+    with empty_database(postgres) as database_url:
+        assert await killed_and_taken_over(tmp_path, database_url, step=3) == undisturbed
+
+
+async def test_a_gateway_that_is_stopped_lets_its_generation_finish(tmp_path, undisturbed):
+    database_url = f"sqlite:///{tmp_path}/rushes.db"
+    async with stages(Behaviour(step_seconds=0.1)) as at, process(at, database_url, tmp_path) as (running, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = GenerationServiceStub(channel).Generate(gp.GenerateRequest(spec=SPEC))
+            events = [(await call.read()).event]
+            running.terminate()
+            async for response in call:
+                events.append(response.event)
+        assert await running.wait() == 0
+    assert kinds(events)[-1] == "succeeded"
+    assert clip(events) == undisturbed
