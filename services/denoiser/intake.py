@@ -1,8 +1,6 @@
 """Reads the caller's stream into checked work, before anything touches the device."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 
 from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
@@ -23,7 +21,6 @@ from services.model.bundles import to_tensors
 
 _HEADER_BYTES = 64 * 1024
 _STATE_TENSORS = 4
-_DISCARD_SECONDS = 1.0
 
 Requests = AsyncIterator[denoiser_pb2.DenoiseRequest]
 
@@ -59,17 +56,6 @@ async def read_work(requests: Requests, pool: ExpertPool) -> Work:
             every_steps=policy.every_steps,
         ),
     )
-
-
-async def discard(requests: Requests) -> None:
-    """Read what a refused caller is still sending, for at most a second.
-
-    grpc.aio reports a message that can no longer be sent as INTERNAL, which would hide the refusal from the caller.
-    """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for _ in requests:
-                pass
 
 
 def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> Plan:

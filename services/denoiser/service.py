@@ -1,17 +1,17 @@
 """The denoiser as a gRPC service."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc
-from services.chassis.errors import FailedPrecondition, RushesError, Unavailable
+from services.chassis.errors import FailedPrecondition, Unavailable
 from services.chassis.handlers import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
 from services.chassis.slots import Slots
 from services.denoiser.config import DenoiserConfig
-from services.denoiser.intake import Requests, discard, read_work
+from services.denoiser.intake import Requests, read_work
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import LatentProjection
@@ -33,32 +33,24 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request_iterator: Requests, _context: Context
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         """See `denoiser.proto`. The slot is free again only when the device has let go of the run."""
-        try:
-            if self._studio.draining.is_set():
-                raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
-            async with self._slots.hold(), aclosing(self._answers(request_iterator)) as answers:
-                async for answer in answers:
-                    yield answer
-        except RushesError:
-            await discard(request_iterator)
-            raise
-
-    async def _answers(self, request_iterator: Requests) -> AsyncGenerator[denoiser_pb2.DenoiseResponse, None]:
-        spans = Spans()
-        with spans.measure("denoise.receive"):
-            work = await read_work(request_iterator, self._studio.pool)
-        yield accepted_message(work.plan)
-        outbox = Outbox()
-        run = asyncio.create_task(Session(self._studio, work, outbox, spans).run())
-        try:
-            async with aclosing(outbox.items()) as items:
-                async for item in items:
-                    for message in messages(item, work.plan):
-                        yield message
-            await run
-        finally:
-            run.cancel()
-            await asyncio.wait([run])
+        if self._studio.draining.is_set():
+            raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
+        async with self._slots.hold():
+            spans = Spans()
+            with spans.measure("denoise.receive"):
+                work = await read_work(request_iterator, self._studio.pool)
+            yield accepted_message(work.plan)
+            outbox = Outbox()
+            run = asyncio.create_task(Session(self._studio, work, outbox, spans).run())
+            try:
+                async with aclosing(outbox.items()) as items:
+                    async for item in items:
+                        for message in messages(item, work.plan):
+                            yield message
+                await run
+            finally:
+                run.cancel()
+                await asyncio.wait([run])
 
     async def DescribeDenoiser(  # noqa: N802  (the name in the proto)
         self, _request: denoiser_pb2.DescribeDenoiserRequest, _context: Context
