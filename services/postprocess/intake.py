@@ -13,14 +13,12 @@ from services.chassis.errors import InvalidRequest
 from services.model.bundles import to_tensors
 from services.model.manifest import Manifest
 from services.postprocess.decode import WanDecoder
-from services.postprocess.mp4 import Encoding
+from services.postprocess.orders import plan_rendering
 from services.postprocess.plan import RenderPlan
-from services.postprocess.wire import EFFORTS
 
 LATENTS = "latents"
 
 _HEADER_BYTES = 64 * 1024
-_DRAINED_MESSAGES = 1024
 
 Requests = AsyncIterator[postprocess_pb2.RenderRequest]
 
@@ -36,7 +34,7 @@ class RenderWork:
 async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest) -> RenderWork:
     """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
     start = await _start(requests)
-    plan = make_plan(start, manifest)
+    plan = await asyncio.to_thread(make_plan, start, manifest)
     shape = _latents_shape(plan, decoder)
     limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
     if start.latents_size > limit:
@@ -52,18 +50,6 @@ async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest)
     return RenderWork(plan=plan, latents=await asyncio.to_thread(_latents, receiver.payload(), shape))
 
 
-async def drain(requests: Requests) -> None:
-    """Read what the caller still sends, up to a bound, and throw it away.
-
-    A refusal that overtakes the caller's own messages breaks its stream, and grpc.aio then reports that instead.
-    """
-    left = _DRAINED_MESSAGES
-    async for _ in requests:
-        left -= 1
-        if not left:
-            return
-
-
 def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest) -> RenderPlan:
     """What `start` asks for, with the model's defaults filled in. Raises `InvalidRequest`."""
     if start.model not in ("", manifest.id):
@@ -76,20 +62,7 @@ def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest) -> RenderP
     ):
         if value > limit:
             raise InvalidRequest.of(f"start.shape.{name}", f"must be at most {limit} for this model")
-    defaults, video = Encoding(), start.video
-    return RenderPlan(
-        width=shape.width,
-        height=shape.height,
-        num_frames=shape.num_frames,
-        fps=Fraction(start.fps or manifest.defaults.fps),
-        encoding=Encoding(
-            crf=video.crf if video.HasField("crf") else defaults.crf,
-            effort=EFFORTS.get(video.effort, defaults.effort),
-            fragment_frames=video.fragment_frames or defaults.fragment_frames,
-        ),
-        poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
-        contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
-    )
+    return plan_rendering(start, fps=Fraction(start.fps or manifest.defaults.fps))
 
 
 async def _start(requests: Requests) -> postprocess_pb2.RenderStart:

@@ -1,19 +1,42 @@
 """What one rendering makes: every choice that a request leaves open, filled in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+from services.postprocess.finish import Finish
+from services.postprocess.inspection import Check, Rule
+from services.postprocess.interpolate import interpolated_count
 from services.postprocess.mp4 import Encoding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderPlan:
-    """The clip as denoised (`width`, `height`, `num_frames`, `fps`), how it is encoded, and which stills go with it."""
+    """The clip as denoised (`width`, `height`, `num_frames`, `fps`), and what becomes of it.
+
+    `target_fps` is the rate of the finished clip, `upscale` how much larger the pictures become before `finish`, which
+    has the finished size.
+    """
 
     width: int
     height: int
     num_frames: int
     fps: Fraction
+    target_fps: Fraction
+    upscale: int
+    upscaler: str
+    finish: Finish
     encoding: Encoding
+    rules: Mapping[Check, Rule] = field(default_factory=dict)
     poster: bool = False
     contact_sheet: bool = False
+
+    @property
+    def finished_frames(self) -> int:
+        """Frames of the finished clip."""
+        return interpolated_count(self.num_frames, source_fps=self.fps, target_fps=self.target_fps)
+
+    @property
+    def upscaled_size(self) -> tuple[int, int]:
+        """Width and height before `finish`."""
+        return self.width * self.upscale, self.height * self.upscale

@@ -6,17 +6,22 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from services.model.device import DeviceThread
 from services.postprocess.chain import Chain, Work
 from services.postprocess.decode import WanDecoder, decode_frames
+from services.postprocess.finish import Finisher
 from services.postprocess.fragments import Fragment
+from services.postprocess.frames import Stage
+from services.postprocess.inspection import Action, Finding, Inspector
+from services.postprocess.interpolate import Interpolator
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.plan import RenderPlan
 from services.postprocess.stills import Still, StillTaker
+from services.postprocess.upscale import LanczosUpscaler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,29 +46,53 @@ class Finished:
     size_bytes: int
     sha256: str
     work: tuple[Work, ...]
+    findings: tuple[Finding, ...]
+
+
+class QualityRefused(Exception):
+    """The quality gate found something that must not be delivered."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(f"{finding.check.value} from {finding.start:g} s to {finding.end:g} s")
+        self.finding = finding
 
 
 Event: TypeAlias = Work | Fragment | Poster | ContactSheet | Finished
 
 
 class Rendering:
-    """The stages that `plan` asks for, ready to run once. Raises `ValueError` for a size that cannot be encoded."""
+    """The stages that `plan` asks for, ready to run once.
+
+    The quality gate looks before the finish: fades and bars are meant, and would be found black. Raises `GlyphMissing`
+    for a text that no font can set.
+    """
 
     def __init__(self, plan: RenderPlan, decoder: WanDecoder, *, encoder_threads: int) -> None:
         self.plan = plan
         self._decoder = decoder
-        self._stills = StillTaker(total=plan.num_frames)
+        finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
+        self._inspector = Inspector(fps=fps, rules=plan.rules)
+        self._stills = StillTaker(total=total)
         self._encoder = Mp4Encoder(
-            width=plan.width, height=plan.height, fps=plan.fps, encoding=plan.encoding, threads=encoder_threads
+            width=finish.width, height=finish.height, fps=fps, encoding=plan.encoding, threads=encoder_threads
         )
+        self._stages: list[Stage[Any]] = [
+            *([Interpolator(source_fps=plan.fps, target_fps=fps)] if fps != plan.fps else []),
+            *([LanczosUpscaler(plan.upscale)] if plan.upscale > 1 else []),
+            self._inspector,
+            *([Finisher(finish, total=total, fps=fps)] if finish.changes(*plan.upscaled_size) else []),
+            self._stills,
+            self._encoder,
+        ]
         self.content_type = self._encoder.content_type
 
     async def events(self, device: DeviceThread, latents: torch.Tensor) -> AsyncGenerator[Event, None]:
         """Render normalised `latents` [C, T, h, w]; a `Work` for each decoded chunk, fragments, stills, `Finished`.
 
-        Raises `StageFailed` where a stage breaks. Closing it early stops within one chunk.
+        Raises `StageFailed` where a stage breaks, and `QualityRefused` where a finding's rule says so. Closing it early
+        stops within one chunk.
         """
-        chain = Chain(device, decode_frames(self._decoder, latents), [self._stills, self._encoder])
+        chain = Chain(device, decode_frames(self._decoder, latents), self._stages)
         digest, size, frames = hashlib.sha256(), 0, 0
         async with aclosing(chain.items()) as items:
             async for item in items:
@@ -72,6 +101,9 @@ class Rendering:
                     size += len(item.data)
                     frames += item.frame_count
                 yield item
+        refusing = [finding for finding in self._inspector.findings if finding.action is Action.FAIL]
+        if refusing:
+            raise QualityRefused(refusing[0])
         work = list(chain.work)
         if self.plan.poster:
             start = time.monotonic()
@@ -81,4 +113,10 @@ class Rendering:
             start = time.monotonic()
             yield ContactSheet(still=await asyncio.to_thread(self._stills.contact_sheet))
             work.append(Work(stage="still", start=start, duration=time.monotonic() - start, frames=1))
-        yield Finished(num_frames=frames, size_bytes=size, sha256=digest.hexdigest(), work=tuple(work))
+        yield Finished(
+            num_frames=frames,
+            size_bytes=size,
+            sha256=digest.hexdigest(),
+            work=tuple(work),
+            findings=tuple(self._inspector.findings),
+        )

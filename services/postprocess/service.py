@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
+import cv2
 from diffusers import AutoencoderKLWan
 
 from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.errors import Internal, RushesError, Unavailable
+from services.chassis.errors import FailedPrecondition, Internal, Unavailable
 from services.chassis.handlers import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
@@ -21,8 +22,9 @@ from services.postprocess.chain import StageFailed, Work
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import NotFinite, WanDecoder
 from services.postprocess.fragments import Fragment
-from services.postprocess.intake import RenderWork, Requests, drain, read_work
-from services.postprocess.rendering import Finished, Rendering
+from services.postprocess.intake import RenderWork, Requests, read_work
+from services.postprocess.rendering import Finished, QualityRefused, Rendering
+from services.postprocess.upscale import LANCZOS
 from services.postprocess.wire import (
     accepted_message,
     artifact_message,
@@ -59,16 +61,10 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
     async def Render(self, request_iterator: Requests, _context: Context) -> Responses:  # noqa: N802  (the name in the proto)
         """See `postprocess.proto`. The slot is free again only when device and encoder have let go of the clip."""
         origin = time.monotonic()
-        async with AsyncExitStack() as slot:
-            try:
-                if self._draining.is_set():
-                    raise Unavailable("This service is shutting down.", reason="DRAINING", retry_after_seconds=1)
-                await slot.enter_async_context(self._slots.hold())
-                work = await read_work(request_iterator, self._decoder, self._manifest)
-            except RushesError:
-                await slot.aclose()
-                await drain(request_iterator)
-                raise
+        if self._draining.is_set():
+            raise Unavailable("This service is shutting down.", reason="DRAINING", retry_after_seconds=1)
+        async with self._slots.hold():
+            work = await read_work(request_iterator, self._decoder, self._manifest)
             receiving = Work(stage="receive", start=origin, duration=time.monotonic() - origin, frames=0)
             async with aclosing(self._answers(work, receiving, origin)) as answers:
                 async for answer in answers:
@@ -76,7 +72,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
 
     async def _answers(self, work: RenderWork, receiving: Work, origin: float) -> Responses:
         plan = work.plan
-        rendering = Rendering(plan, self._decoder, encoder_threads=self._encoder_threads)
+        rendering = await asyncio.to_thread(Rendering, plan, self._decoder, encoder_threads=self._encoder_threads)
         yield accepted_message(plan, rendering.content_type)
         decoded, offset = 0, 0
         try:
@@ -98,6 +94,14 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             logger(__name__).exception("stage_failed", stage=failed.stage)
             raise _spoken(failed) from failed
 
+        except QualityRefused as refused:
+            finding = refused.finding
+            raise FailedPrecondition(
+                f"The quality gate refused the clip: {refused}.",
+                reason="QUALITY_GATE",
+                metadata={"check": finding.check.value, "start": f"{finding.start:g}", "end": f"{finding.end:g}"},
+            ) from refused
+
     async def DescribePostprocess(  # noqa: N802  (the name in the proto)
         self, _request: postprocess_pb2.DescribePostprocessRequest, _context: Context
     ) -> postprocess_pb2.DescribePostprocessResponse:
@@ -109,12 +113,15 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             device=str(self._decoder.device),
             slots=self._slots.capacity,
             codecs=[postprocess_pb2.VIDEO_CODEC_H264],
+            upscalers=[LANCZOS],
         )
 
 
 @asynccontextmanager
 async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -> AsyncIterator[Sequence[Mounted]]:
     """Load the decoder and serve it for the block. Raises `ModelRefused` for a folder that must not be served."""
+    # The result of an optical flow depends on the number of threads that share it.
+    cv2.setNumThreads(1)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     async with DeviceThread.open("postprocess-device") as thread:

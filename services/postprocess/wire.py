@@ -2,24 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
-from rushes.v1 import latency_pb2, postprocess_pb2, sampling_pb2
+from rushes.v1 import finishing_pb2, latency_pb2, postprocess_pb2, sampling_pb2
 from services.postprocess.chain import SOURCE, Work
 from services.postprocess.fragments import Fragment
-from services.postprocess.mp4 import Effort, Mp4Encoder
+from services.postprocess.inspection import Finding
+from services.postprocess.mp4 import Mp4Encoder
+from services.postprocess.orders import ACTIONS, CHECKS, CORNERS, EFFORTS, FITS
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import ContactSheet, Finished, Poster
 from services.postprocess.stills import Still
 from services.postprocess.timing import busy_seconds, tail_seconds
 
-EFFORTS: Final[Mapping[int, Effort]] = MappingProxyType(
-    {
-        postprocess_pb2.ENCODING_EFFORT_FASTEST: Effort.FASTEST,
-        postprocess_pb2.ENCODING_EFFORT_FAST: Effort.FAST,
-        postprocess_pb2.ENCODING_EFFORT_THOROUGH: Effort.THOROUGH,
-    }
-)
+T = TypeVar("T")
 
 _PART_BYTES: Final = 2**20
 _FORMATS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
@@ -30,22 +26,44 @@ _ENCODER: Final = Mp4Encoder.name
 
 def accepted_message(plan: RenderPlan, content_type: str) -> postprocess_pb2.RenderResponse:
     """The settings in force, every field set."""
-    efforts = {effort: value for value, effort in EFFORTS.items()}
     return postprocess_pb2.RenderResponse(
         accepted=postprocess_pb2.RenderAccepted(
-            width=plan.width,
-            height=plan.height,
-            num_frames=plan.num_frames,
-            fps=int(plan.fps),
+            width=plan.finish.width,
+            height=plan.finish.height,
+            num_frames=plan.finished_frames,
+            fps=int(plan.target_fps),
             video=postprocess_pb2.VideoSettings(
                 codec=postprocess_pb2.VIDEO_CODEC_H264,
                 crf=plan.encoding.crf,
-                effort=postprocess_pb2.EncodingEffort.ValueType(efforts[plan.encoding.effort]),
+                effort=postprocess_pb2.EncodingEffort.ValueType(_number(EFFORTS, plan.encoding.effort)),
                 fragment_frames=plan.encoding.fragment_frames,
             ),
             content_type=content_type,
+            finish=_finish_message(plan),
         )
     )
+
+
+def _finish_message(plan: RenderPlan) -> finishing_pb2.FinishPlan:
+    """The plan in force. The logo's picture and the subtitles' text, which the caller has, are not repeated."""
+    finish = plan.finish
+    message = finishing_pb2.FinishPlan(
+        target_fps=int(plan.target_fps),
+        upscale=plan.upscale,
+        upscaler=plan.upscaler,
+        width=finish.width,
+        height=finish.height,
+        fit=finishing_pb2.Fit.ValueType(_number(FITS, finish.fit)),
+        fade_in_seconds=finish.fade_in,
+        fade_out_seconds=finish.fade_out,
+    )
+    if finish.label:
+        message.label.text, message.label.opacity = finish.label.text, finish.label.opacity
+        message.label.corner = finishing_pb2.Corner.ValueType(_number(CORNERS, finish.label.corner))
+    if finish.logo:
+        message.logo.opacity, message.logo.width_share = finish.logo.opacity, finish.logo.width_share
+        message.logo.corner = finishing_pb2.Corner.ValueType(_number(CORNERS, finish.logo.corner))
+    return message
 
 
 def progress_message(done: int, total: int, seconds: float) -> postprocess_pb2.RenderResponse:
@@ -94,12 +112,14 @@ def result_message(
     return postprocess_pb2.RenderResponse(
         result=postprocess_pb2.RenderResult(
             num_frames=finished.num_frames,
-            duration_seconds=float(finished.num_frames / plan.fps),
+            duration_seconds=float(finished.num_frames / plan.target_fps),
             size_bytes=finished.size_bytes,
             sha256=finished.sha256,
             decode_seconds=busy_seconds(work, SOURCE),
             encode_seconds=busy_seconds(work, _ENCODER),
             encode_tail_seconds=tail_seconds(work, _ENCODER, beside=SOURCE),
+            findings=[_finding_message(finding) for finding in finished.findings],
+            stage_seconds={stage: busy_seconds(work, stage) for stage in sorted({each.stage for each in work})},
             spans=[_span(each, origin) for each in sorted([*intervals, *work], key=lambda each: each.start)],
         )
     )
@@ -113,3 +133,19 @@ def _span(work: Work, origin: float) -> latency_pb2.Span:
         duration_seconds=work.duration,
         attributes={"frames": str(work.frames)},
     )
+
+
+def _finding_message(finding: Finding) -> finishing_pb2.Finding:
+    return finishing_pb2.Finding(
+        check=finishing_pb2.InspectionCheck.ValueType(_number(CHECKS, finding.check)),
+        action=finishing_pb2.FindingAction.ValueType(_number(ACTIONS, finding.action)),
+        start_seconds=finding.start,
+        end_seconds=finding.end,
+        score=finding.score,
+        threshold=finding.threshold,
+    )
+
+
+def _number(table: Mapping[int, T], word: T) -> int:
+    """The proto's number of one of the domain's words."""
+    return next(number for number, known in table.items() if known == word)

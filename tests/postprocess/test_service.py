@@ -17,10 +17,18 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from models.untrained import write_untrained
-from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc, sampling_pb2, tensors_pb2
+from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc, sampling_pb2, tensors_pb2
 from services.chassis.bundles import Bundle, Tensor, chunks, pack
 from services.chassis.channels import open_channel
-from services.chassis.errors import DataLoss, Exhausted, InvalidRequest, RushesError, Unavailable, from_rpc_error
+from services.chassis.errors import (
+    DataLoss,
+    Exhausted,
+    FailedPrecondition,
+    InvalidRequest,
+    RushesError,
+    Unavailable,
+    from_rpc_error,
+)
 from services.chassis.lifecycle import Running, run_server
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.frames import Pixels
@@ -212,6 +220,7 @@ async def test_the_measured_parts_lie_within_the_call(postprocess: OpenService) 
     assert {span.name for span in spans} == {
         "render.receive",
         "render.decode",
+        "render.inspect",
         "render.stills",
         "render.encode",
         "render.still",
@@ -244,6 +253,105 @@ async def test_a_tiled_service_renders_the_same_size(postprocess: OpenService) -
         clip = await _render(service, _requests(_latents(5, width=128, height=96)))
 
     assert clip.frames().shape == (5, 96, 128, 3)
+
+
+def _png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (250, 10, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def test_a_clip_is_interpolated_enlarged_fitted_and_labelled_on_the_way(postprocess: OpenService) -> None:
+    finish = finishing_pb2.FinishPlan(
+        target_fps=32,
+        upscale=2,
+        width=120,
+        height=100,
+        fit=finishing_pb2.FIT_PAD,
+        fade_in_seconds=0.1,
+        label=finishing_pb2.Label(text="AI generated"),
+        logo=finishing_pb2.Logo(image=_png(40, 20), corner=finishing_pb2.CORNER_TOP_LEFT),
+        subtitles="1\n00:00:00,000 --> 00:00:00,500\nHello\n",
+    )
+    async with postprocess() as service:
+        plain = await _render(service, _requests(_latents(9)))
+        clip = await _render(service, _requests(_latents(9), finish=finish))
+
+    accepted, frames = clip.accepted, clip.frames()
+    assert (accepted.width, accepted.height, accepted.num_frames, accepted.fps) == (120, 100, 17, 32)
+    assert accepted.finish.upscaler == "lanczos"
+    assert accepted.finish.label.opacity == 0.8
+    assert accepted.finish.logo.width_share == 0.15
+    assert accepted.video.fragment_frames == 8
+    assert plain.accepted.finish == finishing_pb2.FinishPlan(
+        target_fps=16, upscale=1, upscaler="lanczos", width=64, height=48, fit=finishing_pb2.FIT_CROP
+    )
+    assert frames.shape == (17, 100, 120, 3)
+    assert clip.result.duration_seconds == pytest.approx(17 / 32)
+    assert not frames[8, :4, 60:].astype(int).max() > 30
+    assert frames[8, 8, 12, 0] > 180
+    assert set(clip.result.stage_seconds) == {
+        "decode",
+        "interpolate",
+        "upscale",
+        "inspect",
+        "finish",
+        "stills",
+        "encode",
+    }
+    inner = frames[8, 20:45, 30:110].astype(int)
+    enlarged = np.asarray(Image.fromarray(plain.frames()[4]).resize((120, 90), Image.Resampling.LANCZOS))
+    assert np.abs(inner - enlarged[15:40, 30:110]).mean() < 20
+
+
+async def test_the_quality_gate_reports_what_it_finds_and_refuses_where_the_rule_says_so(
+    postprocess: OpenService,
+) -> None:
+    def policy(action: int) -> finishing_pb2.InspectionPolicy:
+        check = finishing_pb2.INSPECTION_CHECK_OVEREXPOSED
+        return finishing_pb2.InspectionPolicy(rules=[{"check": check, "action": action, "threshold": -1.0}])
+
+    async with postprocess(slots=1) as service:
+        warned = await _render(service, _requests(_latents(5), inspection=policy(finishing_pb2.FINDING_ACTION_WARN)))
+        refused = await _refused(service, _requests(_latents(5), inspection=policy(finishing_pb2.FINDING_ACTION_FAIL)))
+
+    (finding,) = [f for f in warned.result.findings if f.check == finishing_pb2.INSPECTION_CHECK_OVEREXPOSED]
+    assert finding.action == finishing_pb2.FINDING_ACTION_WARN
+    assert (finding.start_seconds, finding.end_seconds) == (0, 5 / 16)
+    assert isinstance(refused, FailedPrecondition)
+    assert refused.reason == "QUALITY_GATE"
+    assert refused.metadata["check"] == "overexposed"
+
+
+def _bad_finishes() -> list[tuple[dict[str, object], str]]:
+    twice = {"check": finishing_pb2.INSPECTION_CHECK_BLACK}
+    return [
+        ({"finish": {"target_fps": 121}}, "start.finish.target_fps"),
+        ({"finish": {"upscale": 3}}, "start.finish.upscale"),
+        ({"finish": {"upscaler": "magic"}}, "start.finish.upscaler"),
+        ({"finish": {"width": 63, "height": 48}}, "start.finish.width"),
+        ({"finish": {"width": 64}}, "start.finish"),
+        ({"finish": {"fade_in_seconds": 9}}, "start.finish.fade_out_seconds"),
+        ({"finish": {"fade_in_seconds": float("nan")}}, "start.finish.fade_in_seconds"),
+        ({"finish": {"label": {"text": "a\nb"}}}, "start.finish.label.text"),
+        ({"finish": {"label": {"text": "a\U000f0000"}}}, "start.finish.label.text"),
+        ({"finish": {"logo": {"image": b"no picture"}}}, "start.finish.logo.image"),
+        ({"finish": {"logo": {"image": _png(5000, 4000)}}}, "start.finish.logo.image"),
+        ({"finish": {"subtitles": "nonsense"}}, "start.finish.subtitles"),
+        ({"finish": {"subtitles": "1\n00:00:09,000 --> 00:00:10,000\nlate\n"}}, "start.finish.subtitles"),
+        ({"inspection": {"rules": [twice, twice]}}, "start.inspection.rules[1].check"),
+    ]
+
+
+@pytest.mark.parametrize(("fields", "field_name"), _bad_finishes())
+async def test_a_finish_that_cannot_be_made_is_refused_before_device_work(
+    postprocess: OpenService, fields: dict[str, object], field_name: str
+) -> None:
+    async with postprocess(slots=1) as service:
+        refused = await _refused(service, _requests(_latents(9), **fields))
+
+    assert isinstance(refused, InvalidRequest)
+    assert [violation.field for violation in refused.violations] == [field_name]
 
 
 def _bad_shapes() -> list[tuple[str, list[postprocess_pb2.RenderRequest], str]]:
@@ -420,3 +528,4 @@ async def test_the_service_describes_itself(postprocess: OpenService) -> None:
     assert described.slots == 3
     assert len(described.fingerprint) == 16
     assert list(described.codecs) == [postprocess_pb2.VIDEO_CODEC_H264]
+    assert list(described.upscalers) == ["lanczos"]

@@ -1,0 +1,171 @@
+"""What a request asks for, as a plan: protos to the domain's own words, each rule checked."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Final
+
+from rushes.v1 import finishing_pb2, postprocess_pb2
+from services.chassis.errors import InvalidRequest
+from services.postprocess.finish import Finish
+from services.postprocess.fit import Fit
+from services.postprocess.fonts import GlyphMissing, font_for
+from services.postprocess.inspection import Action, Check, Rule
+from services.postprocess.interpolate import interpolated_count
+from services.postprocess.mp4 import Effort, Encoding
+from services.postprocess.overlay import Corner, Label, Logo, open_logo
+from services.postprocess.plan import RenderPlan
+from services.postprocess.subtitles import Cue, SubtitleInvalid, parse_subtitles
+from services.postprocess.upscale import LANCZOS
+
+EFFORTS: Final[Mapping[int, Effort]] = MappingProxyType(
+    {
+        postprocess_pb2.ENCODING_EFFORT_FASTEST: Effort.FASTEST,
+        postprocess_pb2.ENCODING_EFFORT_FAST: Effort.FAST,
+        postprocess_pb2.ENCODING_EFFORT_THOROUGH: Effort.THOROUGH,
+    }
+)
+FITS: Final[Mapping[int, Fit]] = MappingProxyType(
+    {finishing_pb2.FIT_CROP: Fit.CROP, finishing_pb2.FIT_PAD: Fit.PAD, finishing_pb2.FIT_STRETCH: Fit.STRETCH}
+)
+CORNERS: Final[Mapping[int, Corner]] = MappingProxyType(
+    {
+        finishing_pb2.CORNER_TOP_LEFT: Corner.TOP_LEFT,
+        finishing_pb2.CORNER_TOP_RIGHT: Corner.TOP_RIGHT,
+        finishing_pb2.CORNER_BOTTOM_LEFT: Corner.BOTTOM_LEFT,
+        finishing_pb2.CORNER_BOTTOM_RIGHT: Corner.BOTTOM_RIGHT,
+    }
+)
+CHECKS: Final[Mapping[int, Check]] = MappingProxyType(
+    {
+        finishing_pb2.INSPECTION_CHECK_BLACK: Check.BLACK,
+        finishing_pb2.INSPECTION_CHECK_FROZEN: Check.FROZEN,
+        finishing_pb2.INSPECTION_CHECK_FLICKER: Check.FLICKER,
+        finishing_pb2.INSPECTION_CHECK_UNDEREXPOSED: Check.UNDEREXPOSED,
+        finishing_pb2.INSPECTION_CHECK_OVEREXPOSED: Check.OVEREXPOSED,
+        finishing_pb2.INSPECTION_CHECK_BLUR: Check.BLUR,
+        finishing_pb2.INSPECTION_CHECK_BLOCKING: Check.BLOCKING,
+        finishing_pb2.INSPECTION_CHECK_FACE: Check.FACE,
+    }
+)
+ACTIONS: Final[Mapping[int, Action]] = MappingProxyType(
+    {
+        finishing_pb2.FINDING_ACTION_NOTE: Action.NOTE,
+        finishing_pb2.FINDING_ACTION_WARN: Action.WARN,
+        finishing_pb2.FINDING_ACTION_FAIL: Action.FAIL,
+    }
+)
+
+_MAX_EDGE: Final = 7680
+_FRAGMENT_FRAMES: Final = 4
+_FINISH: Final = "start.finish"
+
+
+def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> RenderPlan:
+    """The plan that `start` orders for a clip at `fps`. Raises `InvalidRequest` naming field and rule."""
+    shape, order = start.shape, start.finish
+    target_fps = Fraction(order.target_fps) if order.target_fps else fps
+    if order.upscaler not in ("", LANCZOS):
+        raise InvalidRequest.of(f"{_FINISH}.upscaler", f"must be {LANCZOS} or empty")
+    if order.HasField("watermark_id"):
+        raise InvalidRequest.of(f"{_FINISH}.watermark_id", "must not be set: this service cannot mark clips")
+    upscale = order.upscale or 1
+    width, height = order.width or shape.width * upscale, order.height or shape.height * upscale
+    if max(shape.width, shape.height) * upscale > _MAX_EDGE:
+        raise InvalidRequest.of(f"{_FINISH}.upscale", f"must leave both edges at most {_MAX_EDGE} pixels")
+    duration = float(interpolated_count(shape.num_frames, source_fps=fps, target_fps=target_fps) / target_fps)
+    return RenderPlan(
+        width=shape.width,
+        height=shape.height,
+        num_frames=shape.num_frames,
+        fps=fps,
+        target_fps=target_fps,
+        upscale=upscale,
+        upscaler=LANCZOS,
+        finish=_finish(order, width=width, height=height, duration=duration),
+        encoding=_encoding(start.video, speed=target_fps / fps),
+        rules=_rules(start.inspection),
+        poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
+        contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
+    )
+
+
+def _encoding(video: postprocess_pb2.VideoSettings, *, speed: Fraction) -> Encoding:
+    """`speed` is the number of finished frames for each denoised one: fragments last as long either way."""
+    defaults = Encoding()
+    return Encoding(
+        crf=video.crf if video.HasField("crf") else defaults.crf,
+        effort=EFFORTS.get(video.effort, defaults.effort),
+        fragment_frames=video.fragment_frames or max(1, round(_FRAGMENT_FRAMES * speed)),
+    )
+
+
+def _finish(order: finishing_pb2.FinishPlan, *, width: int, height: int, duration: float) -> Finish:
+    if order.fade_in_seconds + order.fade_out_seconds > duration:
+        raise InvalidRequest.of(f"{_FINISH}.fade_out_seconds", f"the fades must fit into the clip's {duration:g} s")
+    return Finish(
+        width=width,
+        height=height,
+        fit=FITS.get(order.fit, Fit.CROP),
+        fade_in=order.fade_in_seconds,
+        fade_out=order.fade_out_seconds,
+        label=_label(order.label) if order.HasField("label") else None,
+        logo=_logo(order.logo) if order.HasField("logo") else None,
+        cues=_cues(order.subtitles, duration) if order.subtitles else (),
+    )
+
+
+def _label(order: finishing_pb2.Label) -> Label:
+    defaults = Label(text=order.text)
+    if not order.text.isprintable() or not order.text.strip():
+        raise InvalidRequest.of(f"{_FINISH}.label.text", "must be one line of visible text")
+    _check_letters(f"{_FINISH}.label.text", order.text)
+    return Label(
+        text=order.text,
+        corner=CORNERS.get(order.corner, defaults.corner),
+        opacity=order.opacity if order.HasField("opacity") else defaults.opacity,
+    )
+
+
+def _logo(order: finishing_pb2.Logo) -> Logo:
+    try:
+        image = open_logo(order.image)
+    except ValueError as refused:
+        raise InvalidRequest.of(f"{_FINISH}.logo.image", str(refused)) from refused
+    defaults = Logo(image=image)
+    return Logo(
+        image=image,
+        corner=CORNERS.get(order.corner, defaults.corner),
+        opacity=order.opacity if order.HasField("opacity") else defaults.opacity,
+        width_share=order.width_share if order.HasField("width_share") else defaults.width_share,
+    )
+
+
+def _cues(text: str, duration: float) -> tuple[Cue, ...]:
+    field = f"{_FINISH}.subtitles"
+    try:
+        cues = parse_subtitles(text, duration=duration)
+    except SubtitleInvalid as refused:
+        raise InvalidRequest.of(field, str(refused)) from refused
+    _check_letters(field, "".join(cue.text for cue in cues))
+    return cues
+
+
+def _check_letters(field: str, text: str) -> None:
+    try:
+        font_for(text, 16)
+    except GlyphMissing as missing:
+        raise InvalidRequest.of(field, str(missing)) from missing
+
+
+def _rules(policy: finishing_pb2.InspectionPolicy) -> dict[Check, Rule]:
+    rules: dict[Check, Rule] = {}
+    for index, order in enumerate(policy.rules):
+        check = CHECKS[order.check]
+        if check in rules:
+            raise InvalidRequest.of(f"start.inspection.rules[{index}].check", "must have one rule only")
+        rules[check] = Rule(
+            action=ACTIONS.get(order.action, Action.NOTE),
+            threshold=order.threshold if order.HasField("threshold") else None,
+        )
+    return rules
