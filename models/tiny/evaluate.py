@@ -89,7 +89,7 @@ def generate(
 def through_h264(frames: Array) -> Array:
     """The frames after H.264 at a usual quality (CRF 20, 4:2:0)."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(buffer, mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(16), options={"crf": "20"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
@@ -97,8 +97,8 @@ def through_h264(frames: Array) -> Array:
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     buffer.seek(0)
-    with av.open(buffer) as container:
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(buffer, mode="r") as source:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     return np.stack(decoded).astype(np.float32) / 255.0
 
 
@@ -111,10 +111,10 @@ def tally_ground_truth(cases: list[Case], settings: Settings, change: Callable[[
     return tally
 
 
-@torch.inference_mode()
 def through_vae(sampler: Sampler, frames: Array) -> Array:
     """The frames after the VAE's encoder and decoder."""
-    latents = sampler.vae.encode(to_signal(frames)[None].to(sampler.vae.device)).latent_dist.mode()
+    with torch.inference_mode():
+        latents = sampler.vae.encode(to_signal(frames)[None].to(sampler.vae.device)).latent_dist.mode()
     return np.asarray(sampler.frames(latents)[0].numpy(), dtype=np.float32)
 
 
@@ -126,7 +126,7 @@ def contact_sheet(clips: list[tuple[Case, Array]]) -> npt.NDArray[np.uint8]:
     sheet = np.concatenate(
         [part for column in columns for part in (column, np.ones((len(column), 6, 3), np.float32))], 1
     )
-    return (sheet.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return np.asarray(sheet.clip(0.0, 1.0) * 255.0 + 0.5, dtype=np.uint8)
 
 
 def evaluate(sampler: Sampler, settings: Settings, *, clips: int, others: int, out: Path) -> dict[str, object]:

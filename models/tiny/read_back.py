@@ -73,14 +73,14 @@ def _light(height: int, width: int, mood: str) -> Array:
 
 def _in_mood(colour: tuple[float, float, float], mood: str) -> Array:
     scale, offset = _MOODS[mood]
-    return np.float32(colour) * np.float32(scale) + np.float32(offset)
+    return np.array(colour, np.float32) * np.float32(scale) + np.float32(offset)
 
 
 def _from_background(frames: Array, scene: str, mood: str) -> Array:
     """Distance of every pixel to the line between the scene's two colours."""
     words = vocabulary().scenes[scene]
     base, texture = _in_mood(words.base, mood), _in_mood(words.texture, mood)
-    offset = frames - _light(*frames.shape[1:3], mood) - base
+    offset = frames - _light(frames.shape[1], frames.shape[2], mood) - base
     line = texture - base
     amount = np.clip(offset @ line / float(line @ line), 0.0, 1.0)
     return np.asarray(np.sqrt(np.square(offset - amount[..., None] * line).sum(-1)), dtype=np.float32)
@@ -240,11 +240,12 @@ def _normalised(mask: Mask) -> Array:
     """The mask moved and scaled to a fixed centre and a fixed area."""
     rows, columns = np.nonzero(mask)
     scale = 0.45 * _TEMPLATE / np.sqrt(len(rows))
-    matrix = np.float32(
+    matrix = np.array(
         [
             [scale, 0.0, _TEMPLATE / 2 - scale * columns.mean()],
             [0.0, scale, _TEMPLATE / 2 - scale * rows.mean()],
-        ]
+        ],
+        np.float32,
     )
     return np.asarray(cv2.warpAffine(mask.astype(np.float32), matrix, (_TEMPLATE, _TEMPLATE)), dtype=np.float32)
 

@@ -51,9 +51,12 @@ class Sampler:
             vae=AutoencoderKLWan.from_pretrained(folder / "vae", dtype=torch.float32).to(device),
         )
 
-    @torch.inference_mode()
     def latents(self, prompts: list[str], seeds: list[int], settings: Settings) -> torch.Tensor:
         """Denoised latents ``[len(prompts), 16, (num_frames-1)/4+1, height/8, width/8]``; one seed a clip."""
+        with torch.inference_mode():
+            return self._denoise(prompts, seeds, settings)
+
+    def _denoise(self, prompts: list[str], seeds: list[int], settings: Settings) -> torch.Tensor:
         device = self.high.device
         wanted = encode(self.text_encoder, self.tokenizer, prompts, device)
         unwanted = encode(self.text_encoder, self.tokenizer, [settings.negative_prompt], device).expand_as(wanted)
@@ -74,10 +77,10 @@ class Sampler:
             sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
         return sample
 
-    @torch.inference_mode()
     def frames(self, latents: torch.Tensor) -> torch.Tensor:
         """Frames ``[B, F, H, W, 3]`` in 0..1."""
-        return self.vae.decode(latents, return_dict=False)[0].movedim(1, -1).add(1.0).div(2.0).cpu()
+        with torch.inference_mode():
+            return self.vae.decode(latents, return_dict=False)[0].movedim(1, -1).add(1.0).div(2.0).cpu()
 
 
 def build_scheduler(flow_shift: float) -> UniPCMultistepScheduler:

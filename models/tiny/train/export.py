@@ -56,7 +56,7 @@ def write_module(module: WanTransformer3DModel | AutoencoderKLWan, folder: Path)
     save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def fit_latent_rgb(latent_space: LatentSpace, *, size: int, clips: int = 60) -> dict[str, list[object]]:
+def fit_latent_rgb(latent_space: LatentSpace, *, size: int, clips: int = 60) -> dict[str, object]:
     """The least-squares map from a latent cell to the mean colour, in -1..1, of the block that it stands for."""
     numbers = np.random.default_rng([0, 13])
     rows, colours = [], []

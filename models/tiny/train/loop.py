@@ -123,7 +123,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.task.learning_rate(self.step)
             loss, figures = self.task.loss(self.step)
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves backward() unannotated
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(live, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

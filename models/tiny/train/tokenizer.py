@@ -65,7 +65,8 @@ def _folding() -> bytes:
         normalization_rule_name="nmt_nfkc_cf",
         minloglevel=2,
     )
-    proto = sentencepiece_model_pb2.ModelProto()
+    # protobuf builds its classes at run time.
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model.getvalue())
     return bytes(proto.normalizer_spec.precompiled_charsmap)
 

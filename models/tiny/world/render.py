@@ -24,22 +24,24 @@ def render(clip: Clip, *, width: int, height: int, num_frames: int) -> Array:
     y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[None, :, None]
     short = min(width, height)
 
-    across, down = _camera(clip.camera, time, (x - 0.5) * (width / short), (y - 0.5) * (height / short))
+    wide = np.asarray((x - 0.5) * (width / short), np.float32)
+    high = np.asarray((y - 0.5) * (height / short), np.float32)
+    across, down = _camera(clip.camera, time, wide, high)
     amount = _pattern(scene.pattern, across, down, clip.phase)
-    base, texture = np.float32(scene.base), np.float32(scene.texture)
+    base, texture = np.array(scene.base, np.float32), np.array(scene.texture, np.float32)
     # The model has no absolute positions: light falling from the upper left tells it where in the frame it is.
     light = np.float32(LIGHT) * ((1.0 - 2.0 * x) + (1.0 - 2.0 * y))
     frames = base + (texture - base) * amount[..., None] + light[..., None]
-    frames = np.array(np.broadcast_to(frames, (num_frames, height, width, 3)))
+    painted: Array = np.array(np.broadcast_to(frames, (num_frames, height, width, 3)), np.float32)
     for actor in clip.actors:
-        paint(frames, actor)
-    np.clip(frames, 0.0, 1.0, out=frames)
+        paint(painted, actor)
+    np.clip(painted, 0.0, 1.0, out=painted)
     if clip.mood == "bright":
-        frames *= 0.7
-        frames += 0.3
+        painted *= 0.7
+        painted += 0.3
     elif clip.mood == "dark":
-        frames *= 0.55
-    return frames
+        painted *= 0.55
+    return painted
 
 
 def _camera(camera: str, time: Array, x: Array, y: Array) -> tuple[Array, Array]:
@@ -63,18 +65,19 @@ def _pattern(name: str, x: Array, y: Array, phase: tuple[float, float]) -> Array
     x = x + np.float32(phase[0])
     y = y + np.float32(phase[1])
     if name == "waves":
-        return 0.5 + 0.5 * np.sin(turn * (3.0 * y + 0.18 * np.sin(turn * 2.0 * x)))
-    if name == "stripes":
-        return 0.5 + 0.5 * np.sin(turn * (3.0 * x + 0.10 * np.sin(turn * 2.0 * y)))
-    product = np.sin(turn * 2.0 * x) * np.sin(turn * 2.0 * y)
-    if name == "dots":
-        return np.clip(2.5 * np.abs(product) - 1.5, 0.0, 1.0)
-    return np.clip(0.5 + 2.5 * product, 0.0, 1.0)
+        amount = 0.5 + 0.5 * np.sin(turn * (3.0 * y + 0.18 * np.sin(turn * 2.0 * x)))
+    elif name == "stripes":
+        amount = 0.5 + 0.5 * np.sin(turn * (3.0 * x + 0.10 * np.sin(turn * 2.0 * y)))
+    else:
+        product = np.sin(turn * 2.0 * x) * np.sin(turn * 2.0 * y)
+        dots = 2.5 * np.abs(product) - 1.5
+        amount = np.clip(dots if name == "dots" else 0.5 + 2.5 * product, 0.0, 1.0)
+    return np.asarray(amount, np.float32)
 
 
 def paint(frames: Array, actor: Actor) -> None:
     """Draws ``actor`` over ``frames`` ``[F, H, W, 3]`` in place, anti-aliased over one pixel."""
-    colour = np.float32(vocabulary().colours[actor.colour])
+    colour = np.array(vocabulary().colours[actor.colour], np.float32)
     count, height, width = frames.shape[:3]
     short = min(width, height)
     for index, moment in enumerate(np.linspace(0.0, 1.0, count, dtype=np.float32)):
