@@ -1,8 +1,9 @@
 """Checkpoints and clips as objects that are named by their content: a folder embedded, a bucket when scaled."""
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,6 +15,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from services.chassis.errors import DataLoss, Exhausted, NotFound, Unavailable
 
 Kind: TypeAlias = Literal["clips", "checkpoints", "conditioning"]
+KINDS: tuple[Kind, ...] = ("clips", "checkpoints", "conditioning")
 
 ATTEMPTS = 3
 HASH_IN_THREAD_BYTES = 2**20
@@ -45,9 +47,7 @@ class Artifacts:
         key = await _key(kind, content)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                await obstore.put_async(self._store, key, content, mode="create")
-            except AlreadyExistsError:
-                return key
+                await self._write(key, content)
             except (BaseError, OSError) as failed:
                 if "os error 28" in str(failed) or "No space left" in str(failed):
                     raise Exhausted("The artifact store is full.", reason="ARTIFACTS_FULL") from failed
@@ -57,8 +57,15 @@ class Artifacts:
                     ) from failed
                 await asyncio.sleep(0.1 * 2**attempt)
             else:
-                return key
-        raise AssertionError
+                break
+        return key
+
+    async def _write(self, key: str, content: bytes) -> None:
+        try:
+            await obstore.put_async(self._store, key, content, mode="create")
+        except AlreadyExistsError:
+            # Written again, so that it is young: housekeeping takes what is old and named by no row.
+            await obstore.put_async(self._store, key, content, mode="overwrite")
 
     async def get(self, key: str) -> bytes:
         """The whole object, checked against its name. Raises `NotFound` and `DataLoss`."""
@@ -86,15 +93,19 @@ class Artifacts:
                 raise Unavailable("The artifact store is not available.", reason="ARTIFACTS_UNAVAILABLE") from failed
             yield bytes(piece)
 
-    async def sweep(self, kind: Kind, *, wanted: Collection[str], before: datetime) -> int:
-        """Delete the objects of `kind` that nothing wants and that were written before `before`; how many."""
-        swept = 0
-        async for page in obstore.list(self._store, prefix=kind):
-            for entry in page:
-                if entry["path"] not in wanted and entry["last_modified"] < before:
-                    await obstore.delete_async(self._store, entry["path"])
-                    swept += 1
-        return swept
+    async def older(self, kind: Kind, *, before: datetime) -> list[str]:
+        """Keys of the objects of `kind` that were last written before `before`."""
+        return [
+            entry["path"]
+            async for page in obstore.list(self._store, prefix=kind)
+            for entry in page
+            if entry["last_modified"] < before
+        ]
+
+    async def delete(self, key: str) -> None:
+        """Delete an object; one that is gone already stays gone."""
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            await obstore.delete_async(self._store, key)
 
 
 def sha256_of(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from rushes.v1 import catalog_pb2, catalog_pb2_grpc
 from services.chassis.handlers import Context
+from services.gateway.access import Access
 from services.gateway.catalog import Catalog
 from services.gateway.stages import Stages
 
@@ -12,22 +13,27 @@ MAX_PROMPT_CHARACTERS = 8000
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See `catalog.proto`."""
 
-    def __init__(self, catalog: Catalog, stages: Stages, *, max_queued: int, max_message_bytes: int) -> None:
+    def __init__(
+        self, catalog: Catalog, stages: Stages, access: Access, *, max_queued: int, max_message_bytes: int
+    ) -> None:
         self._catalog = catalog
         self._stages = stages
+        self._access = access
         self._max_queued = max_queued
         self._max_message_bytes = max_message_bytes
 
     async def ListModels(  # noqa: N802 - the name in the proto
-        self, _request: catalog_pb2.ListModelsRequest, _context: Context
+        self, _request: catalog_pb2.ListModelsRequest, context: Context
     ) -> catalog_pb2.ListModelsResponse:
         """The models whose stages all answer."""
+        await self._access.tenant(context, "read")
         return catalog_pb2.ListModelsResponse(models=[known.message for known in self._catalog.models()])
 
     async def GetLimits(  # noqa: N802 - the name in the proto
-        self, _request: catalog_pb2.GetLimitsRequest, _context: Context
+        self, _request: catalog_pb2.GetLimitsRequest, context: Context
     ) -> catalog_pb2.GetLimitsResponse:
         """What this gateway takes."""
+        await self._access.tenant(context, "read")
         return catalog_pb2.GetLimitsResponse(
             max_prompt_characters=MAX_PROMPT_CHARACTERS,
             max_queued=self._max_queued,

@@ -1,8 +1,10 @@
 """What the gateway can be told."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.chassis.config import ServiceConfig
+
+LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 class GatewayConfig(ServiceConfig):
@@ -24,8 +26,16 @@ class GatewayConfig(ServiceConfig):
     checkpoint_seconds: float = Field(30.0, ge=0, description="device time between checkpoints; 0 for every step")
     heartbeat_seconds: float = Field(10.0, ge=0.05, le=60, description="silence after which a stream says it is alive")
     retention_hours: float = Field(168.0, gt=0, description="how long a finished generation is kept")
+    sweep_seconds: float = Field(600.0, gt=0, description="how often what is past retention is cleared up")
     api_keys: bool = Field(False, description="ask every caller for an API key")
     insecure: bool = Field(False, description="serve beyond this machine without keys or TLS")
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> "GatewayConfig":
+        exposed = [one for one in _split(self.listen) if not one.startswith(("unix:", *LOOPBACK))]
+        if exposed and not self.insecure and not (self.api_keys and self.tls_certificate):
+            raise ValueError(f"listen {exposed[0]} is beyond this machine: it needs api_keys and TLS, or insecure")
+        return self
 
     @property
     def encoders(self) -> list[str]:

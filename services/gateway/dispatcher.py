@@ -18,8 +18,8 @@ from services.gateway.chain import StageFailed
 from services.gateway.pool import FAULTS
 from services.gateway.run import Run, Workshop
 from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
-from services.gateway.store.jobs import QUEUE_TOPIC, topic
 from services.gateway.store.notifications import Notifications
+from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
 
 POLL_SECONDS = 1.0

@@ -34,8 +34,12 @@ TIERS: tuple[Tier, ...] = (
     Tier(number=1, name="draft", weight=1.0, max_wait_seconds=6 * 3600.0),
     Tier(number=2, name="standard", weight=4.0, max_wait_seconds=2 * 3600.0),
     Tier(number=3, name="priority", weight=16.0, max_wait_seconds=3600.0, preempts=True),
+    Tier(number=4, name="batch", weight=0.25, max_wait_seconds=float("inf")),
 )
-"""The classes of `rushes.v1.Tier`."""
+"""The classes of `rushes.v1.Tier`, and the one of what came as a batch."""
+
+BATCH = 4
+"""Number of the tier of batches."""
 
 AGEING = 0.01
 """Device-seconds of head start that a second of waiting is worth inside a tier: no tenant waits for ever behind others

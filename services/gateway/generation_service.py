@@ -1,21 +1,17 @@
 """GenerationService: the public API."""
 
-import secrets as entropy
-import time
-import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from rushes.v1 import generation_pb2, generation_pb2_grpc
 from services.chassis.errors import FailedPrecondition, InvalidRequest
 from services.chassis.handlers import Context
-from services.gateway import spec as specs
 from services.gateway import views
+from services.gateway.access import Access
 from services.gateway.artifacts import Artifacts, sha256_of
-from services.gateway.catalog import Catalog
-from services.gateway.identity import current_traceparent, new_generation_id
+from services.gateway.creation import Creation
 from services.gateway.scheduler import Scheduler
-from services.gateway.store.job import Job, NewJob
+from services.gateway.store.job import Job
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.pages import last_of_page, page_token
 from services.gateway.store.transitions import State
@@ -24,7 +20,6 @@ from services.gateway.watch import Watches
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
 CHUNK_BYTES = 2**20
-LOCAL_TENANT = "local"
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -35,25 +30,27 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         *,
         jobs: JobStore,
         watches: Watches,
-        catalog: Catalog,
+        creation: Creation,
+        access: Access,
         scheduler: Scheduler,
         artifacts: Artifacts,
         page_key: bytes,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._jobs = jobs
         self._watches = watches
-        self._catalog = catalog
+        self._creation = creation
+        self._access = access
         self._scheduler = scheduler
         self._artifacts = artifacts
         self._page_key = page_key
-        self._clock = clock
 
     async def Generate(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.GenerateRequest, _context: Context
+        self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
         """Create and watch in one stream."""
-        job = await self._create(LOCAL_TENANT, request.request_id, request.spec)
+        tenant = await self._access.tenant(context, "generate")
+        cached = request.cache == generation_pb2.CACHE_MODE_PREFER
+        job = await self._creation.create(tenant, request.request_id, request.spec, cached=cached)
         ended = False
         try:
             async with aclosing(self._watches.watch(job.id, after=0)) as events:
@@ -62,31 +59,35 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                     yield generation_pb2.GenerateResponse(event=event)
         finally:
             if request.cancel_on_disconnect and not ended:
-                await self._jobs.cancel(job.id, LOCAL_TENANT)
+                await self._jobs.cancel(job.id, tenant.name)
 
     async def CreateGeneration(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.CreateGenerationRequest, _context: Context
+        self, request: generation_pb2.CreateGenerationRequest, context: Context
     ) -> generation_pb2.CreateGenerationResponse:
         """Queue a generation."""
-        job = await self._create(LOCAL_TENANT, request.request_id, request.spec)
+        tenant = await self._access.tenant(context, "generate")
+        cached = request.cache == generation_pb2.CACHE_MODE_PREFER
+        job = await self._creation.create(tenant, request.request_id, request.spec, cached=cached)
         return generation_pb2.CreateGenerationResponse(generation=await self._seen(job))
 
     async def GetGeneration(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.GetGenerationRequest, _context: Context
+        self, request: generation_pb2.GetGenerationRequest, context: Context
     ) -> generation_pb2.GetGenerationResponse:
         """Read one generation."""
-        job = await self._jobs.get(request.id, LOCAL_TENANT)
+        tenant = await self._access.tenant(context, "read")
+        job = await self._jobs.get(request.id, tenant.name)
         return generation_pb2.GetGenerationResponse(generation=await self._seen(job))
 
     async def ListGenerations(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.ListGenerationsRequest, _context: Context
+        self, request: generation_pb2.ListGenerationsRequest, context: Context
     ) -> generation_pb2.ListGenerationsResponse:
         """Read a page, newest first."""
+        tenant = await self._access.tenant(context, "read")
         states = sorted(State(state) for state in request.states)
-        scope = f"{LOCAL_TENANT}:{','.join(map(str, states))}"
+        scope = f"{tenant.name}:{','.join(map(str, states))}"
         before = last_of_page(self._page_key, scope, request.page_token) if request.page_token else None
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        found = await self._jobs.page(LOCAL_TENANT, states=states, before=before, limit=size + 1)
+        found = await self._jobs.page(tenant.name, states=states, before=before, limit=size + 1)
         response = generation_pb2.ListGenerationsResponse(
             generations=[views.generation(job, spans=False) for job in found[:size]]
         )
@@ -95,10 +96,11 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         return response
 
     async def WatchGeneration(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.WatchGenerationRequest, _context: Context
+        self, request: generation_pb2.WatchGenerationRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.WatchGenerationResponse, None]:
         """Stream the events after a cursor."""
-        job = await self._jobs.get(request.id, LOCAL_TENANT)
+        tenant = await self._access.tenant(context, "read")
+        job = await self._jobs.get(request.id, tenant.name)
         if request.after_sequence > job.last_sequence:
             raise InvalidRequest.of(
                 "after_sequence", f"must be at most {job.last_sequence}, the last sequence", reason="OUT_OF_RANGE"
@@ -110,22 +112,25 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 yield generation_pb2.WatchGenerationResponse(event=event)
 
     async def CancelGeneration(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.CancelGenerationRequest, _context: Context
+        self, request: generation_pb2.CancelGenerationRequest, context: Context
     ) -> generation_pb2.CancelGenerationResponse:
         """Cancel, and answer when it has ended."""
-        job = await self._jobs.cancel(request.id, LOCAL_TENANT)
+        tenant = await self._access.tenant(context, "generate")
+        job = await self._jobs.cancel(request.id, tenant.name)
         if not job.terminal:
             async with aclosing(self._watches.watch(job.id, after=job.last_sequence)) as events:
                 async for _ in events:
                     pass
-            job = await self._jobs.get(request.id, LOCAL_TENANT)
+            tenant = await self._access.tenant(context, "read")
+        job = await self._jobs.get(request.id, tenant.name)
         return generation_pb2.CancelGenerationResponse(generation=await self._seen(job))
 
     async def DownloadVideo(  # noqa: N802 - the name in the proto
-        self, request: generation_pb2.DownloadVideoRequest, _context: Context
+        self, request: generation_pb2.DownloadVideoRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.DownloadVideoResponse, None]:
         """Stream the clip from an offset."""
-        job = await self._jobs.get(request.id, LOCAL_TENANT)
+        tenant = await self._access.tenant(context, "read")
+        job = await self._jobs.get(request.id, tenant.name)
         if job.clip is None or job.video is None:
             raise FailedPrecondition("The generation has no clip.", reason="NO_CLIP")
         size = generation_pb2.Video.FromString(job.video).size_bytes
@@ -145,33 +150,34 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         if request.offset == size:
             yield generation_pb2.DownloadVideoResponse(offset=size, total_size=size, sha256=sha256)
 
-    async def _create(self, tenant: str, request_id: str, asked: generation_pb2.GenerationSpec) -> Job:
-        digest = specs.request_digest(asked)
-        request_id = request_id or str(uuid.uuid4())
-        known = await self._jobs.find_request(tenant, request_id, digest)
-        if known is not None:
-            return known
-        model = self._catalog.find(asked.model).message
-        spec = specs.resolve(asked, model, seed=entropy.randbits(32))
-        cost = self._scheduler.cost(specs.plan(spec))
-        outlook = await self._scheduler.admit(spec.tier, cost)
-        job, _ = await self._jobs.create(
-            NewJob(
-                id=new_generation_id(self._clock()),
-                tenant=tenant,
-                tier=spec.tier,
-                request_id=request_id,
-                request_digest=digest,
-                fingerprint=specs.fingerprint(spec, model.fingerprint),
-                spec=spec.SerializeToString(deterministic=True),
-                cost=cost,
-                traceparent=current_traceparent(),
-            ),
-            queued_event=lambda job: views.queued_event(
-                job, position=outlook.position, eta_seconds=outlook.eta_seconds
-            ),
-        )
-        return job
+    async def CreateGenerations(  # noqa: N802 - the name in the proto
+        self, request: generation_pb2.CreateGenerationsRequest, context: Context
+    ) -> generation_pb2.CreateGenerationsResponse:
+        """Queue many generations, or none."""
+        tenant = await self._access.tenant(context, "generate")
+        made = await self._creation.create_all(tenant, request.request_id, request.specs)
+        return generation_pb2.CreateGenerationsResponse(generations=[views.generation(job) for job in made])
+
+    async def DeleteGeneration(  # noqa: N802 - the name in the proto
+        self, request: generation_pb2.DeleteGenerationRequest, context: Context
+    ) -> generation_pb2.DeleteGenerationResponse:
+        """Remove a generation that has ended; its clip goes with the next sweep."""
+        tenant = await self._access.tenant(context, "generate")
+        if not await self._jobs.delete(request.id, tenant.name):
+            raise FailedPrecondition("The generation has not ended: cancel it first.", reason="NOT_ENDED")
+        return generation_pb2.DeleteGenerationResponse()
+
+    async def RegenerateGeneration(  # noqa: N802 - the name in the proto
+        self, request: generation_pb2.RegenerateGenerationRequest, context: Context
+    ) -> generation_pb2.RegenerateGenerationResponse:
+        """Queue a generation with the settings of another and a new seed."""
+        tenant = await self._access.tenant(context, "generate")
+        spec = generation_pb2.GenerationSpec.FromString((await self._jobs.get(request.id, tenant.name)).spec)
+        spec.ClearField("seed")
+        if request.HasField("seed"):
+            spec.seed = request.seed
+        job = await self._creation.create(tenant, request.request_id, spec)
+        return generation_pb2.RegenerateGenerationResponse(generation=await self._seen(job))
 
     async def _seen(self, job: Job) -> generation_pb2.Generation:
         seen = views.generation(job)

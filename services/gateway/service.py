@@ -8,25 +8,30 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from rushes.v1 import catalog_pb2_grpc, generation_pb2_grpc
+from rushes.v1 import catalog_pb2_grpc, generation_pb2_grpc, usage_pb2_grpc
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
 from services.gateway import views
+from services.gateway.access import Access
 from services.gateway.artifacts import Artifacts
 from services.gateway.catalog import Catalog
 from services.gateway.catalog_service import CatalogService
 from services.gateway.chain import Patience
 from services.gateway.config import GatewayConfig
 from services.gateway.cost_model import CostModel
+from services.gateway.creation import Creation
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.fair_queue import TIERS
 from services.gateway.generation_service import GenerationService
+from services.gateway.housekeeping import Housekeeping
 from services.gateway.run import Workshop
 from services.gateway.scheduler import Scheduler
 from services.gateway.stages import Stages
 from services.gateway.store.database import open_database
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.leases import LeaseStore
+from services.gateway.store.tenants import TenantStore
+from services.gateway.usage_service import UsageService
 from services.gateway.watch import Previews, Watches
 
 
@@ -38,13 +43,13 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
         artifacts = Artifacts.open(config.artifacts_url)
         stages = Stages(encoders=config.encoders, denoisers=config.denoisers, postprocessors=config.postprocessors)
         stack.push_async_callback(stages.close)
-        jobs = JobStore(database, clock=time.time, terminal_event=views.terminal_event)
+        jobs = JobStore(database, clock=time.time, story=views.STORY)
         leases = LeaseStore(
             database,
             tiers=TIERS,
             lease_seconds=config.lease_seconds,
             clock=time.time,
-            terminal_event=views.terminal_event,
+            story=views.STORY,
         )
         costs, previews, catalog = CostModel(), Previews(database.notifications), Catalog(stages)
         watches = await stack.enter_async_context(
@@ -78,15 +83,27 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             grace_seconds=config.grace_seconds,
         )
         await stack.enter_async_context(_refreshing(stages, config))
+        housekeeping = Housekeeping(
+            jobs,
+            artifacts,
+            retention_seconds=config.retention_hours * 3600,
+            interval_seconds=config.sweep_seconds,
+            clock=time.time,
+        )
+        await stack.enter_async_context(_task(housekeeping.run(), "housekeeping"))
         await stack.enter_async_context(_dispatching(dispatcher, draining))
         page_key = await jobs.secret("page-tokens")
+        tenants = TenantStore(database, secret=await jobs.secret("api-keys"), clock=time.time)
+        access = Access(tenants, jobs, keys=config.api_keys, clock=time.time)
+        creation = Creation(jobs=jobs, catalog=catalog, scheduler=scheduler, access=access, clock=time.time)
         yield [
             Mounted(
                 add_to_server=generation_pb2_grpc.add_GenerationServiceServicer_to_server,
                 servicer=GenerationService(
                     jobs=jobs,
                     watches=watches,
-                    catalog=catalog,
+                    creation=creation,
+                    access=access,
                     scheduler=scheduler,
                     artifacts=artifacts,
                     page_key=page_key,
@@ -96,9 +113,14 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             Mounted(
                 add_to_server=catalog_pb2_grpc.add_CatalogServiceServicer_to_server,
                 servicer=CatalogService(
-                    catalog, stages, max_queued=config.max_queued, max_message_bytes=config.max_message_bytes
+                    catalog, stages, access, max_queued=config.max_queued, max_message_bytes=config.max_message_bytes
                 ),
                 full_name="rushes.v1.CatalogService",
+            ),
+            Mounted(
+                add_to_server=usage_pb2_grpc.add_UsageServiceServicer_to_server,
+                servicer=UsageService(tenants, access, clock=time.time),
+                full_name="rushes.v1.UsageService",
             ),
         ]
 

@@ -3,6 +3,7 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rushes.v1 import generation_pb2, latency_pb2
+from services.gateway.store.ending import Story
 from services.gateway.store.job import Job, StoredEvent
 from services.gateway.store.transitions import State
 
@@ -31,6 +32,7 @@ def generation(job: Job, *, spans: bool = True) -> generation_pb2.Generation:
         last_sequence=job.last_sequence,
         trace_id=trace_id(job.traceparent),
         fingerprint=job.fingerprint,
+        cached_from=job.cached_from or "",
     )
     if job.started is not None:
         seen.start_time.CopyFrom(timestamp(job.started))
@@ -121,3 +123,12 @@ TERMINAL_EVENTS = frozenset({"succeeded", "failed", "cancelled"})
 def is_terminal(event: generation_pb2.GenerationEvent) -> bool:
     """Whether nothing follows `event`."""
     return event.WhichOneof("event") in TERMINAL_EVENTS
+
+
+def is_replayed(payload: bytes) -> bool:
+    """Whether a cached answer repeats this event: what a viewer needs to see the clip."""
+    return generation_pb2.GenerationEvent.FromString(payload).WhichOneof("event") in REPLAYED_EVENTS
+
+
+REPLAYED_EVENTS = frozenset({"rendering", "fragment", "artifact"})
+STORY = Story(terminal=terminal_event, replayed=is_replayed)

@@ -16,8 +16,9 @@ from typing import Any, Self
 from rushes.v1 import denoiser_pb2, generation_pb2
 from services.gateway import views
 from services.gateway.store.job import UnknownGeneration
-from services.gateway.store.jobs import JobStore, topic
+from services.gateway.store.jobs import JobStore
 from services.gateway.store.notifications import Notifications
+from services.gateway.store.topics import topic
 
 TAIL_EVENTS = 256
 TAIL_BYTES = 8 * 2**20

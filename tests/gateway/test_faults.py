@@ -205,9 +205,10 @@ async def test_a_gateway_that_is_stopped_lets_its_generation_finish(tmp_path, un
     async with stages(Behaviour(step_seconds=0.1)) as at, process(at, database_url, tmp_path) as (running, address):
         async with grpc.aio.insecure_channel(address) as channel:
             call = GenerationServiceStub(channel).Generate(gp.GenerateRequest(spec=SPEC))
-            events = [(await call.read()).event]
-            running.terminate()
+            events: list[gp.GenerationEvent] = []
             async for response in call:
+                if not events:
+                    running.terminate()
                 events.append(response.event)
         assert await running.wait() == 0
     assert kinds(events)[-1] == "succeeded"

@@ -14,9 +14,11 @@ from sqlalchemy import delete, select, update
 from services.gateway.fair_queue import TIERS
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import Job, Lease, LeaseLost, NewJob, Outcome, RequestIdReused, UnknownGeneration
-from services.gateway.store.jobs import JobStore, topic
+from services.gateway.store.ending import Story
+from services.gateway.store.jobs import JobStore
 from services.gateway.store.leases import LeaseStore
 from services.gateway.store.tables import events, generations, metadata, tenants
+from services.gateway.store.topics import topic
 from services.gateway.store.transitions import TERMINAL, TRANSITIONS, State
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
@@ -36,13 +38,16 @@ def event(job: Job) -> bytes:
     return job.state.name.lower().encode()
 
 
+STORY = Story(terminal=event, replayed=lambda payload: payload == b"fragment")
+
+
 class Store:
     """Both halves of the store on one clock."""
 
     def __init__(self, database: Database) -> None:
         self.clock = Clock()
-        self.jobs = JobStore(database, clock=self.clock, terminal_event=event)
-        self.leases = LeaseStore(database, tiers=TIERS, lease_seconds=10, clock=self.clock, terminal_event=event)
+        self.jobs = JobStore(database, clock=self.clock, story=STORY)
+        self.leases = LeaseStore(database, tiers=TIERS, lease_seconds=10, clock=self.clock, story=STORY)
         self._made = 0
 
     async def create(

@@ -8,14 +8,16 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.gateway.store import migrations
-from services.gateway.store.notifications import LocalNotifications, Notifications, PostgresNotifications
+from services.gateway.store.notifications import CHANNEL, LocalNotifications, Notifications, PostgresNotifications
 
 BUSY_TIMEOUT_SECONDS = 30.0
 POOL_SIZE = 8
+TOPICS = "topics"
 
 
 class Database:
@@ -43,13 +45,23 @@ class Database:
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A connection in a write transaction, committed at the end and rolled back on an error."""
+        topics: list[str] = []
         async with self._turn, self._writer.begin() as connection:
+            connection.info[TOPICS] = topics
             yield connection
+        for topic in topics:
+            self.notifications.ring(topic)
 
-    async def ring(self, connection: AsyncConnection, topic: str) -> None:
-        """Ring `topic` in every gateway once the transaction of `connection` is committed."""
+    async def ring(self, connection: AsyncConnection, *topics: str) -> None:
+        """Ring `topics` in every gateway once the write transaction of `connection` is committed."""
+        connection.info[TOPICS].extend(topics)
         if self.postgres:
-            await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_notify("rushes", topic)))
+            for topic in topics:
+                await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_notify(CHANNEL, topic)))
+
+    def upsert(self, table: sqlalchemy.Table) -> Any:
+        """An INSERT of the dialect, which knows `on_conflict_do_update`."""
+        return (postgresql if self.postgres else sqlite).insert(table)
 
 
 @contextlib.asynccontextmanager

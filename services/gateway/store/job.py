@@ -60,6 +60,8 @@ class Job:
     conditioning: str | None
     checkpoint_step: int
     clip: str | None
+    cached_from: str | None
+    follows: str | None
     failure: bytes | None
     video: bytes | None
     latency: bytes | None

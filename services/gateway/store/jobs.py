@@ -2,59 +2,56 @@
 
 import secrets as entropy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
 
-from sqlalchemy import case, delete, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.fair_queue import Backlog, rank, tags
+from services.gateway.store.conditions import QUEUED, RUNNING
 from services.gateway.store.database import Database
-from services.gateway.store.ending import EventOf, end
+from services.gateway.store.ending import EventOf, Story, answer, end
 from services.gateway.store.job import Job, NewJob, Outcome, RequestIdReused, StoredEvent, UnknownGeneration
 from services.gateway.store.tables import events, flows, generations, previews, secrets, tier_clocks
+from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import TERMINAL, State
-
-QUEUE_TOPIC = "queue"
-QUEUED = text(f"generations.state = {State.QUEUED:d}")
-RUNNING = text(f"generations.state = {State.RUNNING:d}")
-"""Written out, not bound: a partial index serves only a condition that the planner can read."""
-
-
-def topic(generation_id: str, what: Literal["event", "cancel"] = "event") -> str:
-    """The topic that rings when a generation has a new event, or is to be cancelled."""
-    return f"{what}:{generation_id}"
 
 
 class JobStore:
     """Generations as their owners see them. A tenant only ever reaches its own."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], float], terminal_event: EventOf) -> None:
+    def __init__(self, database: Database, *, clock: Callable[[], float], story: Story) -> None:
         self._database = database
         self._clock = clock
-        self._terminal_event = terminal_event
+        self._story = story
 
-    async def create(self, new: NewJob, *, queued_event: EventOf) -> tuple[Job, bool]:
+    async def create(self, new: NewJob, *, queued_event: EventOf, cached: bool = False) -> tuple[Job, bool]:
         """Queue a generation; the same request id again answers the first one, and False.
 
-        Raises `RequestIdReused` if the request id came with another request.
+        `cached` lets the clip of an equal generation be the answer: at once if it is finished, when it is if it is
+        being made. Raises `RequestIdReused` if the request id came with another request.
         """
         known = await self.find_request(new.tenant, new.request_id, new.request_digest)
         if known is not None:
             return known, False
-        now = self._clock()
         try:
             async with self._database.write() as connection:
-                job = await self._insert(connection, new, now, queued_event)
-                await self._database.ring(connection, QUEUE_TOPIC)
+                job = await self._insert(connection, new, self._clock(), queued_event, cached=cached)
         except IntegrityError:
             first = await self.find_request(new.tenant, new.request_id, new.request_digest)
             if first is None:
                 raise
             return first, False
-        self._database.notifications.ring(QUEUE_TOPIC)
         return job, True
+
+    async def create_all(self, new: Sequence[NewJob], *, queued_event: EventOf) -> list[Job]:
+        """Queue many generations, or none; the same request ids again answer the first ones."""
+        known = [await self.find_request(one.tenant, one.request_id, one.request_digest) for one in new]
+        if any(known):
+            return [one for one in known if one is not None]
+        now = self._clock()
+        async with self._database.write() as connection:
+            return [await self._insert(connection, one, now, queued_event, cached=False) for one in new]
 
     async def find_request(self, tenant: str, request_id: str, digest: str) -> Job | None:
         """The generation that a request id made; `RequestIdReused` if its request was another one."""
@@ -67,7 +64,11 @@ class JobStore:
             raise RequestIdReused(row.id)
         return Job.from_row(row)
 
-    async def _insert(self, connection: AsyncConnection, new: NewJob, now: float, queued_event: EventOf) -> Job:
+    async def _insert(
+        self, connection: AsyncConnection, new: NewJob, now: float, queued_event: EventOf, *, cached: bool
+    ) -> Job:
+        source = await self._equal(connection, new) if cached else None
+        in_flight = source is not None and source.state is not State.SUCCEEDED
         virtual_time = (
             await connection.execute(select(tier_clocks.c.virtual_time).where(tier_clocks.c.tier == new.tier))
         ).scalar_one_or_none()
@@ -76,7 +77,7 @@ class JobStore:
         work_tags = tags(
             virtual_time=virtual_time or 0.0, finish_tag=finish_tag or 0.0, cost=new.cost, weight=new.weight
         )
-        upsert = (postgresql if self._database.postgres else sqlite).insert(flows)
+        upsert = self._database.upsert(flows)
         await connection.execute(
             upsert.values(tier=new.tier, tenant=new.tenant, finish_tag=work_tags.finish).on_conflict_do_update(
                 index_elements=["tier", "tenant"], set_={"finish_tag": work_tags.finish}
@@ -100,17 +101,34 @@ class JobStore:
                     created=now,
                     last_sequence=1,
                     traceparent=new.traceparent,
+                    follows=source.id if source is not None and in_flight else None,
                 )
                 .returning(*generations.c)
             )
         ).one()
         job = Job.from_row(row)
-        await connection.execute(
-            insert(events).values(
-                generation_id=job.id, sequence=1, epoch=0, owner="", created=now, payload=queued_event(job)
-            )
-        )
+        first = {"generation_id": job.id, "sequence": 1, "epoch": 0, "owner": "", "created": now}
+        await connection.execute(insert(events).values(**first, payload=queued_event(job)))
+        await self._database.ring(connection, QUEUE_TOPIC)
+        if source is not None and not in_flight:
+            job = await answer(self._database, connection, job, source=source, now=now, story=self._story)
         return job
+
+    async def _equal(self, connection: AsyncConnection, new: NewJob) -> Job | None:
+        """A generation with the same clip: the latest that is finished, or one in flight; locked until the commit."""
+        query = (
+            select(generations)
+            .where(
+                generations.c.tenant == new.tenant,
+                generations.c.fingerprint == new.fingerprint,
+                generations.c.state.in_([State.SUCCEEDED, State.QUEUED, State.RUNNING]),
+                generations.c.follows.is_(None),
+            )
+            .order_by(generations.c.state.desc(), generations.c.id.desc())
+            .limit(1)
+        )
+        row = (await connection.execute(query.with_for_update())).one_or_none()
+        return None if row is None else Job.from_row(row)
 
     async def get(self, generation_id: str, tenant: str) -> Job:
         """One generation. Raises `UnknownGeneration`."""
@@ -165,20 +183,18 @@ class JobStore:
             job = Job.from_row(row)
             if job.state is State.QUEUED:
                 ended = await end(
+                    self._database,
                     connection,
                     generation_id=generation_id,
                     lease=None,
                     outcome=Outcome(state=State.CANCELLED),
                     now=now,
-                    terminal_event=self._terminal_event,
+                    story=self._story,
                 )
                 job = ended or job
             elif job.state is State.RUNNING:
                 await connection.execute(update(generations).where(mine).values(cancel_requested=True))
-            for one in (topic(generation_id), topic(generation_id, "cancel")):
-                await self._database.ring(connection, one)
-        for one in (topic(generation_id), topic(generation_id, "cancel")):
-            self._database.notifications.ring(one)
+            await self._database.ring(connection, topic(generation_id), topic(generation_id, "cancel"))
         return job
 
     async def delete(self, generation_id: str, tenant: str) -> bool:
@@ -193,12 +209,28 @@ class JobStore:
             await connection.execute(delete(generations).where(mine))
         return True
 
+    async def expire(self, *, before: float) -> int:
+        """Delete the generations that ended before `before`, and their events; how many."""
+        old = generations.c.state.in_(TERMINAL) & (generations.c.ended < before)
+        async with self._database.write() as connection:
+            return int((await connection.execute(delete(generations).where(old))).rowcount)
+
+    async def artifact_keys(self) -> set[str]:
+        """Keys of all objects that some generation names."""
+        columns = (generations.c.clip, generations.c.checkpoint, generations.c.conditioning)
+        async with self._database.read() as connection:
+            return {
+                key
+                for column in columns
+                for key in (await connection.execute(select(column).where(column.is_not(None)))).scalars()
+            }
+
     async def backlog(self, *, tier: int, before: float) -> tuple[Backlog, Mapping[int, Backlog], float, int]:
         """Queued work: ahead of rank `before` in `tier`, and in the other tiers; cost and number of what runs."""
         ahead = case((generations.c.tier != tier, 1), (generations.c.rank < before, 1), else_=0)
         query = (
             select(generations.c.tier, func.sum(ahead), func.sum(ahead * generations.c.cost))
-            .where(QUEUED)
+            .where(QUEUED, generations.c.follows.is_(None))
             .group_by(generations.c.tier)
         )
         running = select(func.count(), func.sum(generations.c.cost * (1.0 - generations.c.progress))).where(RUNNING)
@@ -218,26 +250,10 @@ class JobStore:
         async with self._database.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 
-    async def finished(self, tenant: str, fingerprint: str) -> Job | None:
-        """The latest succeeded generation of this fingerprint, if there is one."""
-        query = (
-            select(generations)
-            .where(
-                generations.c.tenant == tenant,
-                generations.c.fingerprint == fingerprint,
-                generations.c.state == State.SUCCEEDED,
-            )
-            .order_by(generations.c.id.desc())
-            .limit(1)
-        )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Job.from_row(row)
-
     async def secret(self, name: str) -> bytes:
         """A random key of 32 bytes that all gateways of this database share."""
         async with self._database.write() as connection:
-            upsert = (postgresql if self._database.postgres else sqlite).insert(secrets)
+            upsert = self._database.upsert(secrets)
             await connection.execute(
                 upsert.values(name=name, value=entropy.token_bytes(32)).on_conflict_do_nothing(index_elements=["name"])
             )

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, union_all, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.fair_queue import Tier, TierClock, advance, choose_tier
+from services.gateway.store.conditions import QUEUED, RUNNING
 from services.gateway.store.database import Database
-from services.gateway.store.ending import EventOf, end
+from services.gateway.store.ending import EventOf, Story, end
 from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
-from services.gateway.store.jobs import QUEUE_TOPIC, QUEUED, RUNNING, topic
 from services.gateway.store.tables import events, generations, previews, tenants, tier_clocks
+from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
@@ -33,13 +33,13 @@ class LeaseStore:
         tiers: Sequence[Tier],
         lease_seconds: float,
         clock: Callable[[], float],
-        terminal_event: EventOf,
+        story: Story,
     ) -> None:
         self._database = database
         self._tiers = {tier.number: tier for tier in tiers}
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._terminal_event = terminal_event
+        self._story = story
         self._heads = union_all(*(select(_head(number).subquery()) for number in self._tiers))
 
     async def claim(self, owner: str, *, started_event: EventOf) -> tuple[Lease, Job] | None:
@@ -72,7 +72,6 @@ class LeaseStore:
             await self._set_clock(connection, tier.number, clock)
             await _insert_events(connection, job, [started_event(job)], now)
             await self._database.ring(connection, topic(job.id))
-        self._database.notifications.ring(topic(job.id))
         return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
 
     async def _capped(self, connection: AsyncConnection) -> set[int]:
@@ -102,7 +101,7 @@ class LeaseStore:
 
     async def _set_clock(self, connection: AsyncConnection, tier: int, clock: TierClock) -> None:
         values = {"start_tag": clock.start_tag, "virtual_time": clock.virtual_time}
-        upsert = (postgresql if self._database.postgres else sqlite).insert(tier_clocks)
+        upsert = self._database.upsert(tier_clocks)
         await connection.execute(
             upsert.values(tier=tier, **values).on_conflict_do_update(index_elements=["tier"], set_=values)
         )
@@ -132,7 +131,6 @@ class LeaseStore:
                 return last
             await _insert_events(connection, job, payloads, now)
             await self._database.ring(connection, topic(lease.id))
-        self._database.notifications.ring(topic(lease.id))
         return last
 
     async def preview(self, lease: Lease, version: int, payload: bytes) -> None:
@@ -140,7 +138,7 @@ class LeaseStore:
         values = {"version": version, "payload": payload}
         async with self._database.write() as connection:
             await _fenced(connection, lease, {"lease_owner": lease.owner})
-            upsert = (postgresql if self._database.postgres else sqlite).insert(previews)
+            upsert = self._database.upsert(previews)
             await connection.execute(
                 upsert.values(generation_id=lease.id, **values).on_conflict_do_update(
                     index_elements=["generation_id"], set_=values
@@ -153,19 +151,19 @@ class LeaseStore:
         now = self._clock()
         async with self._database.write() as connection:
             job = await end(
+                self._database,
                 connection,
                 generation_id=lease.id,
                 lease=lease,
                 outcome=outcome,
                 now=now,
-                terminal_event=self._terminal_event,
+                story=self._story,
             )
             if job is None:
                 job = await _read(connection, lease)
                 if job is None or not job.terminal:
                     raise LeaseLost(lease.id)
             await self._database.ring(connection, topic(lease.id))
-        self._database.notifications.ring(topic(lease.id))
         return job
 
     async def release(self, lease: Lease) -> None:
@@ -173,7 +171,6 @@ class LeaseStore:
         async with self._database.write() as connection:
             await _fenced(connection, lease, _requeued())
             await self._database.ring(connection, QUEUE_TOPIC)
-        self._database.notifications.ring(QUEUE_TOPIC)
 
     async def reap(
         self, *, max_losses: int, back_off: Callable[[int], float], failure: Callable[[Job], bytes]
@@ -223,18 +220,17 @@ class LeaseStore:
             else:
                 job = (
                     await end(
+                        self._database,
                         connection,
                         generation_id=job.id,
                         lease=lease,
                         outcome=outcome,
                         now=now,
-                        terminal_event=self._terminal_event,
+                        story=self._story,
                     )
                     or job
                 )
             await self._database.ring(connection, topic(job.id))
-        self._database.notifications.ring(topic(job.id))
-        self._database.notifications.ring(QUEUE_TOPIC)
         return job
 
 
@@ -250,6 +246,7 @@ def _head(tier: int) -> Select[tuple[str, int]]:
         select(generations.c.id, generations.c.tier)
         .where(
             QUEUED,
+            generations.c.follows.is_(None),
             generations.c.tier == tier,
             generations.c.not_before <= bindparam("now"),
             generations.c.tenant.not_in(at_cap),

@@ -50,6 +50,8 @@ generations = Table(
     Column("conditioning", String(128)),
     Column("checkpoint_step", Integer, nullable=False, default=0),
     Column("clip", String(128)),
+    Column("cached_from", String(64)),
+    Column("follows", String(64)),
     Column("failure", LargeBinary),
     Column("video", LargeBinary),
     Column("latency", LargeBinary),
@@ -72,9 +74,18 @@ generations = Table(
         sqlite_where=text(f"state = {State.RUNNING:d}"),
     ),
     Index("generations_ended", "ended"),
+    Index(
+        "generations_follows",
+        "follows",
+        postgresql_where=text("follows IS NOT NULL"),
+        sqlite_where=text("follows IS NOT NULL"),
+    ),
     Index("generations_fingerprint", "tenant", "fingerprint", "state"),
 )
-"""One row a generation; the partial indexes hold only the live ones, so that history costs a claim nothing."""
+"""One row a generation; the partial indexes hold only the live ones, so that history costs a claim nothing.
+
+`follows` names the generation in flight whose clip a queued one waits for, `cached_from` the one whose clip it got.
+"""
 
 events = Table(
     "events",

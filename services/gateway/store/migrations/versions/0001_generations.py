@@ -48,6 +48,8 @@ def upgrade() -> None:
         sa.Column("conditioning", sa.String(length=128), nullable=True),
         sa.Column("checkpoint_step", sa.Integer(), nullable=False),
         sa.Column("clip", sa.String(length=128), nullable=True),
+        sa.Column("cached_from", sa.String(length=64), nullable=True),
+        sa.Column("follows", sa.String(length=64), nullable=True),
         sa.Column("failure", sa.LargeBinary(), nullable=True),
         sa.Column("video", sa.LargeBinary(), nullable=True),
         sa.Column("latency", sa.LargeBinary(), nullable=True),
@@ -56,6 +58,14 @@ def upgrade() -> None:
     )
     op.create_index("generations_ended", "generations", ["ended"], unique=False)
     op.create_index("generations_fingerprint", "generations", ["tenant", "fingerprint", "state"], unique=False)
+    op.create_index(
+        "generations_follows",
+        "generations",
+        ["follows"],
+        unique=False,
+        postgresql_where=sa.text("follows IS NOT NULL"),
+        sqlite_where=sa.text("follows IS NOT NULL"),
+    )
     op.create_index(
         "generations_queued",
         "generations",
@@ -172,6 +182,12 @@ def downgrade() -> None:
         table_name="generations",
         postgresql_where=sa.text("state = 1"),
         sqlite_where=sa.text("state = 1"),
+    )
+    op.drop_index(
+        "generations_follows",
+        table_name="generations",
+        postgresql_where=sa.text("follows IS NOT NULL"),
+        sqlite_where=sa.text("follows IS NOT NULL"),
     )
     op.drop_index("generations_fingerprint", table_name="generations")
     op.drop_index("generations_ended", table_name="generations")
