@@ -1,4 +1,5 @@
 """A small gateway that follows a script: real gRPC, with faults where a test wants them."""
+# ruff: noqa: N802 - methods have their names from the protos
 
 import asyncio
 import hashlib
@@ -14,12 +15,13 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from rushes.v1 import catalog_pb2, generation_pb2, postprocess_pb2, sampling_pb2
+from rushes.v1 import catalog_pb2, generation_pb2, postprocess_pb2, sampling_pb2, usage_pb2
 from rushes.v1.catalog_pb2_grpc import CatalogServiceServicer, add_CatalogServiceServicer_to_server
 from rushes.v1.denoiser_pb2 import StepProgress
 from rushes.v1.generation_pb2 import Generation, GenerationEvent, GenerationState
 from rushes.v1.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
 from rushes.v1.latency_pb2 import LatencyBreakdown, Span
+from rushes.v1.usage_pb2_grpc import UsageServiceServicer, add_UsageServiceServicer_to_server
 
 CLIP = bytes(range(256)) * 1024
 SHEET = b"\x89PNG\r\n\x1a\n a contact sheet"
@@ -72,7 +74,7 @@ async def _abort(context: grpc.aio.ServicerContext, answer: status_pb2.Status) -
     await context.abort(code, answer.message, (("grpc-status-details-bin", answer.SerializeToString()),))
 
 
-class ScriptedGateway(GenerationServiceServicer, CatalogServiceServicer):
+class ScriptedGateway(GenerationServiceServicer, CatalogServiceServicer, UsageServiceServicer):
     def __init__(self, script: Script) -> None:
         self.script = script
 
@@ -133,6 +135,30 @@ class ScriptedGateway(GenerationServiceServicer, CatalogServiceServicer):
                 sha256=(self.script.stated_sha256 or hashlib.sha256(clip).hexdigest()) if last else "",
             )
 
+    async def CreateGenerations(self, request, context):
+        await self._enter("CreateGenerations", request, context)
+        made = [self._create(f"{request.request_id}/{number}", spec) for number, spec in enumerate(request.specs)]
+        return generation_pb2.CreateGenerationsResponse(generations=made)
+
+    async def RegenerateGeneration(self, request, context):
+        await self._enter("RegenerateGeneration", request, context)
+        spec = generation_pb2.GenerationSpec()
+        spec.CopyFrom((await self._find(request.id, context)).spec)
+        spec.seed = request.seed if request.HasField("seed") else spec.seed + 1
+        return generation_pb2.RegenerateGenerationResponse(generation=self._create(request.request_id, spec))
+
+    async def DeleteGeneration(self, request, context):
+        await self._enter("DeleteGeneration", request, context)
+        gone = await self._find(request.id, context)
+        self.script.created = {key: one for key, one in self.script.created.items() if one.id != gone.id}
+        return generation_pb2.DeleteGenerationResponse()
+
+    async def GetUsage(self, request, context):
+        await self._enter("GetUsage", request, context)
+        bucket = usage_pb2.UsageBucket(generations=3, denoise_seconds=12.5, frames=51, size_bytes=30_000)
+        bucket.start_time.FromJsonString("2026-11-20T00:00:00Z")
+        return usage_pb2.GetUsageResponse(buckets=[bucket])
+
     async def ListModels(self, request, context):
         await self._enter("ListModels", request, context)
         model = catalog_pb2.Model(id="scripted", display_name="Scripted", notice="follows a script", demonstration=True)
@@ -149,10 +175,11 @@ class ScriptedGateway(GenerationServiceServicer, CatalogServiceServicer):
             await _abort(context, self.script.unary_faults.popleft())
 
     async def _find(self, generation_id: str, context: grpc.aio.ServicerContext) -> Generation:
-        for generation in self.script.created.values():
-            if generation.id == generation_id:
-                return generation
-        await _abort(context, status(grpc.StatusCode.NOT_FOUND, f"no generation {generation_id}", "GENERATION_UNKNOWN"))
+        found = [one for one in self.script.created.values() if one.id == generation_id]
+        if not found:
+            answer = status(grpc.StatusCode.NOT_FOUND, f"no generation {generation_id}", "GENERATION_UNKNOWN")
+            await _abort(context, answer)
+        return found[0]
 
     def _create(self, request_id: str, spec: generation_pb2.GenerationSpec) -> Generation:
         if request_id not in self.script.created:
@@ -323,6 +350,7 @@ async def serving(script: Script, address: str) -> AsyncIterator[ScriptedGateway
     gateway = ScriptedGateway(script)
     add_GenerationServiceServicer_to_server(gateway, server)
     add_CatalogServiceServicer_to_server(gateway, server)
+    add_UsageServiceServicer_to_server(gateway, server)
     assert server.add_insecure_port(address)
     await server.start()
     try:

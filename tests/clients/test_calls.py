@@ -1,15 +1,16 @@
+import datetime as dt
 from collections import deque
 from pathlib import Path
 
 import grpc
 import pytest
 
-from rushes.client import Client, InvalidRequest, RetryPolicy, TraceContext, Unavailable, generation_spec
+from rushes.client import Client, InvalidRequest, NotFound, RetryPolicy, Tls, TraceContext, Unavailable, generation_spec
 from rushes.client.channel import is_local, target
 from rushes.client.retry import Patience
-from rushes.v1 import sampling_pb2
+from rushes.v1 import generation_pb2, sampling_pb2
 from tests.clients.conftest import QUICK
-from tests.clients.scripted_gateway import Script, status
+from tests.clients.scripted_gateway import Fault, Script, status
 
 UNAVAILABLE = status(grpc.StatusCode.UNAVAILABLE, "the gateway is going away", "DRAINING")
 
@@ -29,6 +30,53 @@ async def test_the_list_reads_every_page(client: Client) -> None:
     assert [generation.id async for generation in client.list(page_size=3)] == ids
 
 
+async def test_many_generations_are_handed_in_at_once(client: Client, script: Script) -> None:
+    made = await client.create_many(["a red circle", generation_spec("a blue star", seed=9)])
+
+    assert [(one.spec.prompt, one.spec.seed) for one in made] == [("a red circle", 0), ("a blue star", 9)]
+    assert len(script.seen("CreateGenerations")) == 1
+
+
+async def test_a_generation_is_made_again_with_another_seed_and_removed(client: Client) -> None:
+    first = await client.create(generation_spec("a red circle", seed=4))
+
+    assert (await client.regenerate(first.id)).spec.seed == 5
+    again = await client.regenerate(first.id, seed=0)
+    assert (again.spec.seed, again.spec.prompt) == (0, "a red circle")
+    await client.delete(first.id)
+    with pytest.raises(NotFound):
+        await client.get(first.id)
+
+
+async def test_a_deletion_that_was_lost_is_not_repeated_by_itself(client: Client, script: Script) -> None:
+    first = await client.create("a red circle")
+    script.unary_faults = deque([UNAVAILABLE])
+
+    with pytest.raises(Unavailable):
+        await client.delete(first.id)
+    assert len(script.seen("DeleteGeneration")) == 1
+
+
+async def test_usage_is_asked_for_a_range(client: Client, script: Script) -> None:
+    start = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+
+    (bucket,) = await client.usage(start=start, bucket=dt.timedelta(hours=1))
+
+    assert (bucket.generations, bucket.denoise_seconds) == (3, 12.5)
+    (request,) = script.seen("GetUsage")
+    assert (request.start_time.ToDatetime(dt.UTC), request.bucket.seconds) == (start, 3600)
+    assert not request.HasField("end_time")
+
+
+async def test_a_cached_clip_is_taken_only_when_asked_for(client: Client, script: Script) -> None:
+    [event async for event in client.generate("a red circle", prefer_cache=True)]
+    await client.create("a red circle")
+
+    assert [request.cache for _, request, _ in script.calls] == [
+        *(generation_pb2.CACHE_MODE_PREFER, generation_pb2.CACHE_MODE_UNSPECIFIED)
+    ]
+
+
 async def test_models_and_limits_are_read(client: Client) -> None:
     (model,) = await client.models()
     assert (model.id, model.notice) == ("scripted", "follows a script")
@@ -44,8 +92,6 @@ async def test_every_call_is_the_root_of_a_trace(client: Client, script: Script)
 
 
 async def test_one_generation_is_one_trace_however_often_its_stream_is_mended(client: Client, script: Script) -> None:
-    from tests.clients.scripted_gateway import Fault
-
     trace = TraceContext.new()
     script.faults = deque([Fault(after=2, status=UNAVAILABLE)] * 3)
     [event async for event in client.generate("a red circle", trace=trace)]
@@ -135,7 +181,7 @@ def test_a_malformed_trace_is_refused(header: str) -> None:
 def test_waits_grow_to_their_longest_and_never_undercut_the_server() -> None:
     policy = RetryPolicy(first_seconds=1.0, longest_seconds=8.0, patience_seconds=100.0)
     instant = 0.0
-    patience = Patience(policy, clock=lambda: instant, jitter=lambda low, high: high)
+    patience = Patience(policy, clock=lambda: instant, jitter=lambda _low, high: high)
     lost = Unavailable("lost")
 
     waits = []
@@ -144,15 +190,13 @@ def test_waits_grow_to_their_longest_and_never_undercut_the_server() -> None:
         instant += waits[-1]
     assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
     assert patience.next_wait(Unavailable("busy", retry_after_seconds=30.0)) == 30.0
+    instant += 75.0
     with pytest.raises(Unavailable, match="lost"):
-        instant += 75.0
         patience.next_wait(lost)
     patience.renew()
     assert patience.next_wait(lost) == 1.0
 
 
 async def test_a_certificate_that_cannot_be_read_is_an_error_of_the_file(tmp_path: Path) -> None:
-    from rushes.client import Tls
-
     with pytest.raises(FileNotFoundError):
         Client("gateway.example:443", tls=Tls(ca=tmp_path / "none.pem"))

@@ -13,6 +13,8 @@ import pytest
 from google.rpc import error_details_pb2
 
 from rushes.cli.__main__ import main
+from rushes.cli.batch import read_batch
+from rushes.cli.refusal import CommandRefused
 from tests.clients.scripted_gateway import CLIP, SHEET, STEPS, Fault, Script, status
 
 UNAVAILABLE = status(grpc.StatusCode.UNAVAILABLE, "the gateway is going away", "DRAINING")
@@ -151,7 +153,9 @@ async def test_a_stream_that_is_lost_is_mended_and_the_clip_is_whole(rushes: Com
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["generate"], "Missing argument 'PROMPT'"),
+        (["generate"], "PROMPT: give either a prompt or --batch"),
+        (["create"], "Missing argument 'PROMPT'"),
+        (["generate", "--batch", "none.jsonl"], "Invalid value for '--batch': "),
         (["generate", "x", "--steps", "many"], "Invalid value for '--steps': "),
         (["generate", "x", "--solver", "magic"], "sampling.solver: must be one of unipc, euler, dpmpp_2m"),
         (["generate", "x", "--seed", str(2**70)], "seed: must fit the field's type and range"),
@@ -264,7 +268,7 @@ async def test_a_second_ctrl_c_kills(rushes: CommandLine, script: Script) -> Non
     assert process.returncode == -signal.SIGINT
 
 
-async def test_create_then_watch_then_download(rushes: CommandLine, script: Script) -> None:
+async def test_create_then_watch_then_download(rushes: CommandLine) -> None:
     created = await rushes("create", "a red circle", "--seed", "3")
     generation_id = created.out.strip()
     assert re.fullmatch(r"g-[0-9a-f]{8}", generation_id)
@@ -292,6 +296,42 @@ async def test_list_show_cancel_and_models(rushes: CommandLine, script: Script) 
     assert (await rushes("cancel", ids[2])).out == f"{ids[2]} cancelled\n"
     assert script.cancelled == {ids[2]}
     assert "follows a script" in (await rushes("models")).out
+
+
+async def test_a_batch_makes_every_clip_and_says_which_failed(rushes: CommandLine, script: Script) -> None:
+    (rushes.folder / "batch.jsonl").write_text('"a red circle"\n\n{"prompt": "a blue star", "seed": 8, "steps": 3}\n')
+
+    done = await rushes("generate", "--batch", "../batch.jsonl", "--steps", "9", "-o", "clips")
+
+    assert (done.code, done.err) == (0, "")
+    assert sorted(path.name for path in (rushes.folder / "work/clips").iterdir()) == [
+        *("a-blue-star-8.mp4", "a-blue-star-8.png", "a-red-circle-0.mp4", "a-red-circle-0.png")
+    ]
+    (request,) = script.seen("CreateGenerations")
+    assert [spec.sampling.steps for spec in request.specs] == [9, 3]
+
+    script.ends_in = "failed"
+    done = await rushes("generate", "--batch", "../batch.jsonl", "-o", "more")
+    assert (done.code, done.err) == (4, "rushes: 2 of 2 generations failed\n")
+    assert list((rushes.folder / "work/more").iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["{", "7", '{"prompt": "x", "stepz": 3}', '{"prompt": "x", "solver": "magic"}', "{}"])
+def test_a_bad_line_of_a_batch_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "batch.jsonl").write_text(f'"a red circle"\n{line}\n')
+
+    with pytest.raises(CommandRefused, match="--batch, line 2: "):
+        read_batch(tmp_path / "batch.jsonl", {})
+
+
+async def test_regenerate_delete_and_usage(rushes: CommandLine, script: Script) -> None:
+    first = (await rushes("create", "a red circle", "--seed", "1")).out.strip()
+    second = (await rushes("regenerate", first, "--seed", "6")).out.strip()
+    assert [one.spec.seed for one in script.created.values()] == [1, 6]
+
+    assert (await rushes("delete", first, second)).code == 0
+    assert script.created == {}
+    assert "2026-11-20  3" in (await rushes("usage", "--days", "7")).out
 
 
 async def test_the_trace_is_a_tree_whose_parts_add_up(rushes: CommandLine) -> None:

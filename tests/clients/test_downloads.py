@@ -9,6 +9,10 @@ from rushes.client import Client, DataLoss, FailedPrecondition
 from tests.clients.scripted_gateway import CLIP, Fault, Script
 
 
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
 async def made(client: Client) -> str:
     return (await client.create("a red circle")).id
 
@@ -22,7 +26,7 @@ async def test_a_clip_is_saved_and_its_hash_checked(client: Client, tmp_path: Pa
     assert destination.read_bytes() == CLIP
     assert (saved.size_bytes, saved.sha256) == (len(CLIP), hashlib.sha256(CLIP).hexdigest())
     assert progress[-1] == (len(CLIP), len(CLIP))
-    assert list(tmp_path.iterdir()) == [destination]
+    assert files(tmp_path) == [destination]
 
 
 async def test_lost_connections_resume_at_the_byte(client: Client, script: Script, tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ async def test_bytes_that_do_not_match_their_hash_are_not_kept(client: Client, s
     with pytest.raises(DataLoss):
         await client.download(await made(client), tmp_path / "clip.mp4")
 
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
 
 
 async def test_a_failed_generation_has_no_clip(client: Client, script: Script, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = {"torch", "numpy", "transformers", "diffusers", "typer", "rich", "pydantic", "opentelemetry", "services"}
 
 
@@ -17,6 +15,5 @@ def test_the_client_loads_only_grpc_and_protobuf() -> None:
     assert not loaded_after("import rushes.client") & HEAVY
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_the_check_itself_sees_a_heavy_import(name: str) -> None:
-    assert name in loaded_after(f"import {name}")
+def test_the_check_itself_sees_a_heavy_import() -> None:
+    assert "numpy" in loaded_after("import numpy")

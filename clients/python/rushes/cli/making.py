@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rushes.cli.batch import Batch, open_batch_report, read_batch
 from rushes.cli.endpoint import Endpoint
 from rushes.cli.interrupt import Interrupt, interruptible
 from rushes.cli.model_choice import choose_model
@@ -27,44 +29,58 @@ class Outputs:
     previews: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the user asked of the suite itself."""
+
+    model: str | None
+    device: str | None
+    dtype: str | None
+
+    def refuse_settled(self, where: str, *names: str) -> None:
+        """Raise `CommandRefused` for a setting that a running suite has settled already."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise CommandRefused(f"--{name}", f"is settled already by the suite at {where}; --state starts another")
+
+
 async def generate_clip(
     endpoint: Endpoint,
     spec: GenerationSpec,
     outputs: Outputs,
+    asked: Asked,
     *,
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
+    prefer_cache: bool,
     as_json: bool,
 ) -> None:
     """Make a clip: at the named gateway, at the suite that `rushes up` runs here, or with a suite in this process."""
     with open_report(as_json=as_json) as report, interruptible() as interrupt:
         recording = Recording(outputs.video, outputs.previews, report)
-        address = _gateway_for(endpoint, model, device, dtype)
-        if address is not None:
-            spec.model = model or ""
-            async with endpoint.client(address, report.reconnecting) as client:
-                await make(client, spec, recording, report, interrupt)
-            return
-        from rushes.cli.embedded import SuiteSettings, embedded_suite  # noqa: PLC0415 - it imports the services
+        async with _some_gateway(endpoint, asked, report) as client:
+            if endpoint.gateway is not None:
+                spec.model = asked.model or ""
+            await make(client, spec, recording, report, interrupt, prefer_cache=prefer_cache)
 
-        state = endpoint.folder()
-        choice = choose_model(model, state.path)
-        settings = SuiteSettings(model=choice, device=device, dtype=dtype)
 
-        def on_wait(holder: Holder) -> None:
-            report.notice(f"waiting for process {holder.pid}, which generates on {state.path}")
+async def generate_clips(
+    endpoint: Endpoint, batch: Path, settings: Mapping[str, Any], output: Path | None, asked: Asked, *, as_json: bool
+) -> None:
+    """Make every clip of a file of prompts, in the folder `output` or the current one."""
+    if output is not None and output.suffix:
+        raise CommandRefused("--output", "must be a folder where there are many clips")
+    specs = read_batch(batch, settings)
+    _make_folder(output)
+    with open_batch_report(len(specs), as_json=as_json) as (report, bar), interruptible():
+        async with _some_gateway(endpoint, asked, report) as client:
+            for spec in specs:
+                if endpoint.gateway is not None and asked.model is not None:
+                    spec.model = asked.model
+            await Batch(client, output, report, bar).make(specs)
 
-        async with (
-            state.held("generate", on_wait) as hold,
-            embedded_suite(settings, state, report.loading) as own,
-            Endpoint(state=endpoint.state).client(own, report.reconnecting) as client,
-        ):
-            if hold.before is not None and hold.before.kind == "generate":
-                await _sweep(client)
-            await _tell_notice(client, report)
-            hold.serve_at(own)
-            await make(client, spec, recording, report, interrupt)
+
+def _make_folder(folder: Path | None) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 async def hand_in(endpoint: Endpoint, spec: GenerationSpec, request_id: str | None, *, as_json: bool) -> None:
@@ -77,12 +93,28 @@ async def hand_in(endpoint: Endpoint, spec: GenerationSpec, request_id: str | No
         sys.stdout.write(generation.id + "\n")
 
 
+async def hand_in_again(endpoint: Endpoint, generation_id: str, seed: int | None, *, as_json: bool) -> None:
+    """Create a generation with the settings of another and print its id."""
+    async with endpoint.client() as client:
+        generation = await client.regenerate(generation_id, seed=seed)
+    if as_json:
+        print_json("generation", **as_dict(generation))
+    else:
+        sys.stdout.write(generation.id + "\n")
+
+
 async def make(
-    client: Client, spec: GenerationSpec, recording: Recording, report: Report, interrupt: Interrupt
+    client: Client,
+    spec: GenerationSpec,
+    recording: Recording,
+    report: Report,
+    interrupt: Interrupt,
+    *,
+    prefer_cache: bool = False,
 ) -> Generation:
     """Make a clip and write its files. An interrupt cancels the generation and waits until it has ended so."""
     try:
-        ended = await _follow(client, client.generate(spec), recording, report, interrupt)
+        ended = await _follow(client, client.generate(spec, prefer_cache=prefer_cache), recording, report, interrupt)
         return await _finish(client, ended, recording, report)
     except BaseException:
         recording.discard()
@@ -108,18 +140,38 @@ async def watch(endpoint: Endpoint, generation_id: str, after: int, outputs: Out
             await _finish(client, ended, recording, report)
 
 
-def _gateway_for(endpoint: Endpoint, model: str | None, device: str | None, dtype: str | None) -> str | None:
-    """The gateway to use, None for a suite in this process. Raises `CommandRefused` where a setting has no effect."""
-    where = endpoint.gateway
-    if where is None:
-        holder = endpoint.folder().running()
-        where = holder.gateway if holder is not None and holder.kind == "up" and holder.gateway else None
-        if where is not None and model is not None:
-            raise CommandRefused("--model", f"a suite runs on this state folder at {where}; name another --state")
-    for option, value in (("--device", device), ("--dtype", dtype)):
-        if where is not None and value is not None:
-            raise CommandRefused(option, f"is settled already by the suite at {where}")
-    return where
+@asynccontextmanager
+async def _some_gateway(endpoint: Endpoint, asked: Asked, report: Report) -> AsyncIterator[Client]:
+    """A client of the named gateway, of the suite that `rushes up` runs here, or of a suite in this process."""
+    if endpoint.gateway is not None:
+        asked.refuse_settled(endpoint.gateway, "device", "dtype")
+        async with endpoint.client(on_reconnect=report.reconnecting) as client:
+            yield client
+        return
+    state = endpoint.folder()
+    choice = choose_model(asked.model, state.path)
+
+    def on_wait(holder: Holder) -> None:
+        report.notice(f"waiting for `rushes {holder.kind}` (process {holder.pid}), which holds {state.path}")
+
+    async with state.held("generate", on_wait, joins=("up",)) as hold:
+        if isinstance(hold, Holder):
+            asked.refuse_settled(hold.gateway, "model", "device", "dtype")
+            async with endpoint.client(hold.gateway, report.reconnecting) as client:
+                yield client
+            return
+        from rushes.cli.embedded import SuiteSettings, embedded_suite  # noqa: PLC0415 - it imports the services
+
+        settings = SuiteSettings(model=choice, device=asked.device, dtype=asked.dtype)
+        async with (
+            embedded_suite(settings, state, report.loading) as own,
+            Endpoint(state=endpoint.state).client(own, report.reconnecting) as client,
+        ):
+            if hold.before is not None and hold.before.kind == "generate":
+                await _sweep(client)
+            await _tell_notice(client, report)
+            hold.serve_at(own)
+            yield client
 
 
 async def _sweep(client: Client) -> None:

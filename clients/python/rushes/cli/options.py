@@ -14,6 +14,9 @@ GATEWAY = "Gateway"
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="What the clip shows: subject, action, scene, camera, mood.")
 ]
+OptionalPrompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="What the clip shows: subject, action, scene, camera, mood.")
+]
 GenerationId = Annotated[str, typer.Argument(metavar="ID", help="Id of the generation.")]
 
 Negative = Annotated[
@@ -54,6 +57,20 @@ Previews = Annotated[
     Path | None, typer.Option(help="Folder for pictures of the clip while it forms.", rich_help_panel=FILES)
 ]
 PreviewEvery = Annotated[int, typer.Option(help="Steps between previews.", min=1, rich_help_panel=FILES)]
+
+BatchFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--batch",
+        help="File of many prompts, one a line: a JSON string, or an object with `prompt` and settings.",
+        exists=True,
+        dir_okay=False,
+        rich_help_panel=FILES,
+    ),
+]
+UseCache = Annotated[
+    bool, typer.Option("--cache", help="Take a clip of the same settings and seed that was made before.")
+]
 
 Model = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rushes.cli.refusal import CommandRefused
 from rushes.cli.reports import wording
 from rushes.cli.reports.json_lines import as_dict, print_json
 from rushes.cli.reports.lines import LineReport
+from rushes.cli.state import Holder
 from rushes.client import Client
 from rushes.v1.generation_pb2 import Generation, GenerationState
 
@@ -24,19 +26,20 @@ from rushes.v1.generation_pb2 import Generation, GenerationState
 @asynccontextmanager
 async def reader(endpoint: Endpoint) -> AsyncIterator[Client]:
     """A client of the running gateway; where none runs, of one that reads the state folder for the block."""
-    if endpoint.running() is not None:
+    if endpoint.gateway is not None:
         async with endpoint.client() as client:
             yield client
         return
-    from rushes.cli.embedded import embedded_gateway  # noqa: PLC0415 - it imports the services
-
     state = endpoint.folder()
-    async with (
-        state.held("read", lambda _holder: None),
-        embedded_gateway(state) as address,
-        endpoint.client(address) as client,
-    ):
-        yield client
+    async with state.held("read", lambda _holder: None, joins=("up", "generate", "read")) as hold:
+        if isinstance(hold, Holder):
+            async with endpoint.client(hold.gateway) as client:
+                yield client
+            return
+        from rushes.cli.embedded import embedded_gateway  # noqa: PLC0415 - it imports the services
+
+        async with embedded_gateway(state) as address, endpoint.client(address) as client:
+            yield client
 
 
 async def list_generations(endpoint: Endpoint, states: list[str], limit: int, *, as_json: bool) -> None:
@@ -125,6 +128,36 @@ async def download(endpoint: Endpoint, generation_id: str, output: Path | None, 
         print_json("saved", what="video", path=str(saved.path), size_bytes=saved.size_bytes, sha256=saved.sha256)
     else:
         Console(highlight=False, soft_wrap=True).print(str(saved.path), markup=False)
+
+
+async def delete(endpoint: Endpoint, generation_ids: Sequence[str]) -> None:
+    """Remove generations."""
+    async with reader(endpoint) as client:
+        for generation_id in generation_ids:
+            await client.delete(generation_id)
+
+
+async def usage(endpoint: Endpoint, days: int, *, as_json: bool) -> None:
+    """Print what was used, a day a line."""
+    async with reader(endpoint) as client:
+        buckets = await client.usage(start=datetime.now(UTC) - timedelta(days=days))
+    if as_json:
+        for bucket in buckets:
+            print_json("usage", **as_dict(bucket))
+        return
+    rows: list[tuple[str, ...]] = [("day", "clips", "encode", "denoise", "render", "frames", "bytes")]
+    for bucket in buckets:
+        spent = (bucket.encode_seconds, bucket.denoise_seconds, bucket.render_seconds)
+        rows.append(
+            (
+                bucket.start_time.ToDatetime().strftime("%Y-%m-%d"),
+                str(bucket.generations),
+                *(wording.seconds(one) for one in spent),
+                str(bucket.frames),
+                wording.size(bucket.size_bytes),
+            )
+        )
+    _print_columns(rows)
 
 
 async def models(endpoint: Endpoint, *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,19 +55,26 @@ class StateFolder:
         return self.path / "holder.json"
 
     @asynccontextmanager
-    async def held(self, kind: Kind, on_wait: Callable[[Holder], None]) -> AsyncIterator["Hold"]:
-        """Hold the folder for the block; waits while another process does, telling `on_wait` once."""
+    async def held(
+        self, kind: Kind, on_wait: Callable[[Holder], None], *, joins: Collection[str] = ()
+    ) -> AsyncIterator["Hold | Holder"]:
+        """Hold the folder for the block; waits while another process does, telling `on_wait` once.
+
+        Yields the other holder instead, as soon as it serves a gateway, if it is of a kind that the caller `joins`.
+        """
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             told = False
             while not _try_lock(descriptor):
                 holder = self.holder()
-                if not told and holder is not None:
+                if holder is not None and holder.kind in joins and holder.gateway:
+                    yield holder
+                    return
+                if holder is not None and not told:
                     on_wait(holder)
                     told = True
                 await asyncio.sleep(POLL_SECONDS)
-            before = self.holder()
-            hold = Hold(descriptor, kind, before)
+            hold = Hold(descriptor, kind, self.holder())
             hold.serve_at("")
             yield hold
             hold.serve_at("")
@@ -100,10 +107,11 @@ class Hold:
         self._descriptor = descriptor
         self._kind = kind
         self.before = before
+        self.pid = os.getpid()
 
     def serve_at(self, gateway: str) -> None:
         """Write down where this process's gateway answers."""
-        content = json.dumps(asdict(Holder(kind=self._kind, pid=os.getpid(), gateway=gateway))).encode()
+        content = json.dumps(asdict(Holder(kind=self._kind, pid=self.pid, gateway=gateway))).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 

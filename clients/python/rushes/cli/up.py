@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rushes.cli.interrupt import STOP_SIGNALS
 from rushes.cli.model_choice import ModelChoice
@@ -48,6 +49,8 @@ async def run_up(settings: UpSettings, state: StateFolder) -> None:
     Raises `CommandRefused` for a service that cannot start.
     """
     async with state.held("up", _refuse_company) as hold:
+        if isinstance(hold, Holder):
+            _refuse_company(hold)
         with tempfile.TemporaryDirectory(prefix="rushes-") as sockets:
             if settings.model.missing:
                 await _write_untrained(settings.model)
@@ -66,9 +69,9 @@ async def run_up(settings: UpSettings, state: StateFolder) -> None:
                 loop.add_signal_handler(number, on_signal)
             running: list[asyncio.Task[None]] = []
             try:
-                for group in (stages, [gateway]):
-                    running += [asyncio.create_task(child.run()) for child in group]
-                    await _until_ready(group, running, stop)
+                for shift in (stages, [gateway]):
+                    running += [asyncio.create_task(child.run()) for child in shift]
+                    await _until_ready(shift, running, stop)
                 if not stop.is_set():
                     hold.serve_at(gateway.address)
                     sys.stdout.write(f"ready {gateway.address}\n")
@@ -76,8 +79,11 @@ async def run_up(settings: UpSettings, state: StateFolder) -> None:
                 await _first_of(stop, running)
             finally:
                 # The gateway hands its work back while the stages still answer it.
-                for child in (gateway, *reversed(stages)):
-                    await child.stop(settings.grace_seconds + STOP_MARGIN_SECONDS)
+                grace = settings.grace_seconds + STOP_MARGIN_SECONDS
+                await gateway.stop(grace)
+                async with asyncio.TaskGroup() as group:
+                    for child in stages:
+                        group.create_task(child.stop(grace))
                 if running:
                     await asyncio.wait(running)
             for task in running:
@@ -147,7 +153,7 @@ async def _write_untrained(model: ModelChoice) -> None:
         raise CommandRefused("--model", "the untrained model could not be written")
 
 
-def _refuse_company(holder: Holder) -> None:
+def _refuse_company(holder: Holder) -> NoReturn:
     where = f" at {holder.gateway}" if holder.gateway else ""
     raise CommandRefused(
         "--state", f"is in use by process {holder.pid}{where}; another --state runs side by side", code=3

@@ -1,8 +1,9 @@
 """The asynchronous client of a gateway."""
 
 import asyncio
+import datetime as dt
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,11 @@ from rushes.client.errors import (
 from rushes.client.events import Cursor, EventCall, generation_at_end, unbroken
 from rushes.client.retry import Patience, RetryPolicy
 from rushes.client.trace import TraceContext
-from rushes.v1 import catalog_pb2, generation_pb2
+from rushes.v1 import catalog_pb2, generation_pb2, usage_pb2
 from rushes.v1.catalog_pb2_grpc import CatalogServiceStub
 from rushes.v1.generation_pb2 import Generation, GenerationEvent, GenerationSpec, GenerationState
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub
+from rushes.v1.usage_pb2_grpc import UsageServiceStub
 
 Answer = TypeVar("Answer")
 
@@ -76,6 +78,7 @@ class Client:
         self._channel = open_channel(address, tls=tls)
         self._generations = GenerationServiceStub(self._channel)
         self._catalog = CatalogServiceStub(self._channel)
+        self._usage = UsageServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,15 +106,19 @@ class Client:
         *,
         request_id: str | None = None,
         cancel_on_disconnect: bool = False,
+        prefer_cache: bool = False,
         trace: TraceContext | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Create a generation and yield its events to the terminal one, each once, whatever happens to the connection.
 
-        With `cancel_on_disconnect`, leaving the iteration early cancels the generation. A refused creation raises at
-        the first event.
+        With `cancel_on_disconnect`, leaving the iteration early cancels the generation; with `prefer_cache`, a clip of
+        the same settings and seed that was made before is the answer. A refused creation raises at the first event.
         """
         request = generation_pb2.GenerateRequest(
-            request_id=request_id or str(uuid.uuid4()), spec=_spec(spec), cancel_on_disconnect=cancel_on_disconnect
+            request_id=request_id or str(uuid.uuid4()),
+            spec=_spec(spec),
+            cancel_on_disconnect=cancel_on_disconnect,
+            cache=_cache(prefer_cache),
         )
         metadata = self._metadata(trace)
         cursor = Cursor()
@@ -136,15 +143,63 @@ class Client:
                     await self.cancel(cursor.generation_id)
 
     async def create(
-        self, spec: GenerationSpec | str, *, request_id: str | None = None, trace: TraceContext | None = None
+        self,
+        spec: GenerationSpec | str,
+        *,
+        request_id: str | None = None,
+        prefer_cache: bool = False,
+        trace: TraceContext | None = None,
     ) -> Generation:
         """Hand in a generation and return at once. The same `request_id` twice is one generation."""
-        request = generation_pb2.CreateGenerationRequest(request_id=request_id or str(uuid.uuid4()), spec=_spec(spec))
+        request = generation_pb2.CreateGenerationRequest(
+            request_id=request_id or str(uuid.uuid4()), spec=_spec(spec), cache=_cache(prefer_cache)
+        )
         metadata = self._metadata(trace)
         answer = await self._call(
             lambda: self._generations.CreateGeneration(request, metadata=metadata, timeout=self._timeout_seconds)
         )
         return answer.generation
+
+    async def create_many(
+        self, specs: Sequence[GenerationSpec | str], *, request_id: str | None = None, trace: TraceContext | None = None
+    ) -> tuple[Generation, ...]:
+        """Hand in 1 to 1000 generations, all or none; they run at the lowest class, behind everybody else's."""
+        request = generation_pb2.CreateGenerationsRequest(
+            request_id=request_id or str(uuid.uuid4()), specs=[_spec(spec) for spec in specs]
+        )
+        metadata = self._metadata(trace)
+        answer = await self._call(
+            lambda: self._generations.CreateGenerations(request, metadata=metadata, timeout=self._timeout_seconds)
+        )
+        return tuple(answer.generations)
+
+    async def regenerate(
+        self,
+        generation_id: str,
+        *,
+        seed: int | None = None,
+        request_id: str | None = None,
+        trace: TraceContext | None = None,
+    ) -> Generation:
+        """Hand in the same settings again with another seed, drawn by the gateway if none is given."""
+        request = generation_pb2.RegenerateGenerationRequest(
+            id=generation_id, request_id=request_id or str(uuid.uuid4()), seed=seed
+        )
+        metadata = self._metadata(trace)
+        answer = await self._call(
+            lambda: self._generations.RegenerateGeneration(request, metadata=metadata, timeout=self._timeout_seconds)
+        )
+        return answer.generation
+
+    async def delete(self, generation_id: str) -> None:
+        """Remove a generation that has ended. Raises `FailedPrecondition` if it has not."""
+        request = generation_pb2.DeleteGenerationRequest(id=generation_id)
+        metadata = self._metadata(None)
+        # Not tried again by itself: a repeated deletion that had worked would be told that there is nothing.
+        try:
+            await self._generations.DeleteGeneration(request, metadata=metadata, timeout=self._timeout_seconds)
+        except grpc.aio.AioRpcError as failed:
+            raise from_rpc_error(failed) from None
 
     async def watch(
         self, generation_id: str, *, after_sequence: int = 0, trace: TraceContext | None = None
@@ -250,6 +305,30 @@ class Client:
             )
         )
 
+    async def usage(
+        self,
+        *,
+        start: dt.datetime | None = None,
+        end: dt.datetime | None = None,
+        bucket: dt.timedelta | None = None,
+    ) -> tuple[usage_pb2.UsageBucket, ...]:
+        """What the caller's generations used, oldest first; by default the last 30 days by the day.
+
+        The times must know their time zone.
+        """
+        request = usage_pb2.GetUsageRequest()
+        if start is not None:
+            request.start_time.FromDatetime(start)
+        if end is not None:
+            request.end_time.FromDatetime(end)
+        if bucket is not None:
+            request.bucket.FromTimedelta(bucket)
+        metadata = self._metadata(None)
+        answer = await self._call(
+            lambda: self._usage.GetUsage(request, metadata=metadata, timeout=self._timeout_seconds)
+        )
+        return tuple(answer.buckets)
+
     def _page(
         self, request: generation_pb2.ListGenerationsRequest, metadata: Metadata
     ) -> Awaitable[generation_pb2.ListGenerationsResponse]:
@@ -282,6 +361,10 @@ def succeeded(generation: Generation) -> Generation:
     if generation.state == GenerationState.GENERATION_STATE_CANCELLED:
         raise GenerationCancelled(generation)
     return generation
+
+
+def _cache(prefer: bool) -> generation_pb2.CacheMode.ValueType:
+    return generation_pb2.CACHE_MODE_PREFER if prefer else generation_pb2.CACHE_MODE_UNSPECIFIED
 
 
 def _spec(spec: GenerationSpec | str) -> GenerationSpec:

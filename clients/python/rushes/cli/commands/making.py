@@ -1,0 +1,180 @@
+"""`generate`, `create`, `regenerate` and `watch`."""
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+
+from rushes.cli import options as o
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    prompt: o.OptionalPrompt = None,
+    *,
+    negative: o.Negative = None,
+    width: o.Width = None,
+    height: o.Height = None,
+    frames: o.Frames = None,
+    fps: o.Fps = None,
+    seed: o.Seed = None,
+    crf: o.Crf = None,
+    steps: o.Steps = None,
+    solver: o.SolverName = None,
+    sigma_rule: o.SigmaRuleName = None,
+    shift: o.Shift = None,
+    boundary: o.Boundary = None,
+    guidance_high: o.GuidanceHigh = None,
+    guidance_low: o.GuidanceLow = None,
+    output: o.Output = None,
+    previews: o.Previews = None,
+    preview_every: o.PreviewEvery = 2,
+    batch: o.BatchFile = None,
+    cache: o.UseCache = False,
+    model: o.Model = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    gateway: o.Gateway = None,
+    api_key: o.ApiKey = None,
+    tls: o.UseTls = False,
+    ca: o.Ca = None,
+    state: o.State = None,
+    as_json: o.Json = False,
+) -> None:
+    """Make a clip: the MP4 and a contact sheet in the current folder.
+
+    Without a gateway the whole suite is started in this process, on the embedded model. Ctrl-C cancels.
+    """
+    from rushes.cli.endpoint import Endpoint
+    from rushes.cli.making import Asked, Outputs, generate_clip, generate_clips
+    from rushes.cli.refusal import CommandRefused
+    from rushes.client import generation_spec
+
+    if (prompt is None) == (batch is None):
+        raise CommandRefused("PROMPT", "give either a prompt or --batch")
+    settings: dict[str, Any] = {
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "fps": fps,
+        "seed": seed,
+        "steps": steps,
+        "solver": solver,
+        "sigma_rule": sigma_rule,
+        "flow_shift": shift,
+        "boundary_ratio": boundary,
+        "guidance_scale_high": guidance_high,
+        "guidance_scale_low": guidance_low,
+        "preview_every_steps": preview_every if previews else 0,
+        "crf": crf,
+    }
+    endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
+    asked = Asked(model=model, device=device, dtype=dtype)
+    if batch is not None:
+        asyncio.run(generate_clips(endpoint, batch, settings, output, asked, as_json=as_json))
+        return
+    spec = generation_spec(prompt or "", **settings)
+    outputs = Outputs(video=output, previews=previews)
+    asyncio.run(generate_clip(endpoint, spec, outputs, asked, prefer_cache=cache, as_json=as_json))
+
+
+@app.command()
+def create(
+    prompt: o.Prompt,
+    *,
+    negative: o.Negative = None,
+    width: o.Width = None,
+    height: o.Height = None,
+    frames: o.Frames = None,
+    fps: o.Fps = None,
+    seed: o.Seed = None,
+    crf: o.Crf = None,
+    steps: o.Steps = None,
+    solver: o.SolverName = None,
+    sigma_rule: o.SigmaRuleName = None,
+    shift: o.Shift = None,
+    boundary: o.Boundary = None,
+    guidance_high: o.GuidanceHigh = None,
+    guidance_low: o.GuidanceLow = None,
+    model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="UUID: the same one twice is one generation.", rich_help_panel=o.GATEWAY)
+    ] = None,
+    gateway: o.Gateway = None,
+    api_key: o.ApiKey = None,
+    tls: o.UseTls = False,
+    ca: o.Ca = None,
+    state: o.State = None,
+    as_json: o.Json = False,
+) -> None:
+    """Hand in a generation at a running gateway and print its id."""
+    from rushes.cli.endpoint import Endpoint
+    from rushes.cli.making import hand_in
+    from rushes.client import generation_spec
+
+    spec = generation_spec(
+        prompt,
+        negative_prompt=negative,
+        model=model,
+        width=width,
+        height=height,
+        num_frames=frames,
+        fps=fps,
+        seed=seed,
+        steps=steps,
+        solver=solver,
+        sigma_rule=sigma_rule,
+        flow_shift=shift,
+        boundary_ratio=boundary,
+        guidance_scale_high=guidance_high,
+        guidance_scale_low=guidance_low,
+        crf=crf,
+    )
+    endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
+    asyncio.run(hand_in(endpoint, spec, request_id, as_json=as_json))
+
+
+@app.command()
+def regenerate(
+    generation_id: o.GenerationId,
+    *,
+    seed: o.Seed = None,
+    gateway: o.Gateway = None,
+    api_key: o.ApiKey = None,
+    tls: o.UseTls = False,
+    ca: o.Ca = None,
+    state: o.State = None,
+    as_json: o.Json = False,
+) -> None:
+    """Hand in the same settings again with another seed, and print the new id."""
+    from rushes.cli.endpoint import Endpoint
+    from rushes.cli.making import hand_in_again
+
+    endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
+    asyncio.run(hand_in_again(endpoint, generation_id, seed, as_json=as_json))
+
+
+@app.command()
+def watch(
+    generation_id: o.GenerationId,
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this sequence.")] = 0,
+    output: o.Output = None,
+    gateway: o.Gateway = None,
+    api_key: o.ApiKey = None,
+    tls: o.UseTls = False,
+    ca: o.Ca = None,
+    state: o.State = None,
+    as_json: o.Json = False,
+) -> None:
+    """Follow a generation to its end; lost connections are mended. Ctrl-C leaves it running."""
+    from rushes.cli.endpoint import Endpoint
+    from rushes.cli.making import Outputs
+    from rushes.cli.making import watch as follow
+
+    endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
+    asyncio.run(follow(endpoint, generation_id, after, Outputs(video=output), as_json=as_json))
