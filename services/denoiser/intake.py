@@ -25,13 +25,21 @@ _STATE_TENSORS = 4
 Requests = AsyncIterator[denoiser_pb2.DenoiseRequest]
 
 
-async def read_work(requests: Requests, pool: ExpertPool) -> Work:
-    """The work that `requests` order.
+async def read_start(requests: Requests) -> denoiser_pb2.DenoiseStart:
+    """The first message. Raises `InvalidRequest` for anything else."""
+    async for request in requests:
+        if request.WhichOneof("message") == "start":
+            return request.start
+        break
+    raise InvalidRequest.of("start", "must be the first message")
+
+
+async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, pool: ExpertPool) -> Work:
+    """The work that `start` and the bundles that follow it in `requests` order.
 
     Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk, and `FailedPrecondition` for a state
     of another run or for steps whose expert is not here.
     """
-    start = await _start(requests)
     _check_limits(start, pool)
     plan = make_plan(start, pool)
     conditioning_limit = 2 * pool.manifest.text.max_length * pool.first.text_dim * 4 + _HEADER_BYTES
@@ -96,14 +104,6 @@ def _within_held_experts(plan: Plan, pool: ExpertPool, *, open_ended: bool) -> P
         f"Step {missing[0]} belongs to the {expert}-noise expert, which is not held here.",
         reason="EXPERT_NOT_HELD",
     )
-
-
-async def _start(requests: Requests) -> denoiser_pb2.DenoiseStart:
-    async for request in requests:
-        if request.WhichOneof("message") == "start":
-            return request.start
-        break
-    raise InvalidRequest.of("start", "must be the first message")
 
 
 def _check_limits(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> None:

@@ -20,6 +20,7 @@ class Reason(enum.Enum):
     BOUNDARY = enum.auto()
     RANGE_END = enum.auto()
     DRAINED = enum.auto()
+    PREEMPTED = enum.auto()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,14 +9,15 @@ from services.chassis.errors import FailedPrecondition, Unavailable
 from services.chassis.handlers import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
-from services.chassis.slots import Slots
 from services.denoiser.config import DenoiserConfig
-from services.denoiser.intake import Requests, read_work
+from services.denoiser.intake import Requests, read_start, read_work
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import LatentProjection
 from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
+from services.denoiser.step_scheduler import StepScheduler
+from services.denoiser.turnstile import Turnstile
 from services.denoiser.wire import accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
@@ -25,9 +26,9 @@ from services.model.folder import ModelFolder
 class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
     """Runs ranges of solver steps for callers that hold a slot."""
 
-    def __init__(self, studio: Studio, slots: Slots) -> None:
+    def __init__(self, studio: Studio, turnstile: Turnstile) -> None:
         self._studio = studio
-        self._slots = slots
+        self._turnstile = turnstile
 
     async def Denoise(  # noqa: N802  (the name in the proto)
         self, request_iterator: Requests, _context: Context
@@ -35,13 +36,14 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         """See `denoiser.proto`. The slot is free again only when the device has let go of the run."""
         if self._studio.draining.is_set():
             raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
-        async with self._slots.hold():
-            spans = Spans()
+        spans = Spans()
+        start = await read_start(request_iterator)
+        async with self._turnstile.seat(priority=0) as seat:
             with spans.measure("denoise.receive"):
-                work = await read_work(request_iterator, self._studio.pool)
+                work = await read_work(start, request_iterator, self._studio.pool)
             yield accepted_message(work.plan)
             outbox = Outbox()
-            run = asyncio.create_task(Session(self._studio, work, outbox, spans).run())
+            run = asyncio.create_task(Session(self._studio, seat, work, outbox, spans).run())
             try:
                 async with aclosing(outbox.items()) as items:
                     async for item in items:
@@ -56,7 +58,7 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, _request: denoiser_pb2.DescribeDenoiserRequest, _context: Context
     ) -> denoiser_pb2.DescribeDenoiserResponse:
         """See `denoiser.proto`."""
-        return description(self._studio.pool, self._slots.capacity)
+        return description(self._studio.pool, self._turnstile.capacity)
 
 
 @asynccontextmanager
@@ -78,7 +80,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             guidance_batch=config.guidance_batch,
             draining=draining,
         )
-        servicer = DenoiserService(studio, Slots(config.slots, config.retry_after_seconds))
+        servicer = DenoiserService(studio, Turnstile(StepScheduler(config.slots), config.retry_after_seconds))
         yield [
             Mounted(
                 add_to_server=denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server,

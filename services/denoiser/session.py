@@ -22,6 +22,7 @@ from services.denoiser.sampler import denoise, prior
 from services.denoiser.solvers import SolverState, solver_step
 from services.denoiser.spans import Spans
 from services.denoiser.timing import TimedStep, timed
+from services.denoiser.turnstile import Seat
 from services.denoiser.velocity import BATCHED_TOKENS, GuidedVelocity
 from services.model.bundles import to_bundle
 from services.model.device import DeviceThread
@@ -63,10 +64,11 @@ class Studio:
 
 
 class Session:
-    """Runs one `Work`. Whoever cancels `run` stops the device after the step in work."""
+    """Runs one `Work` from its seat. Whoever cancels `run` stops the device after the step in work."""
 
-    def __init__(self, studio: Studio, work: Work, outbox: Outbox, spans: Spans) -> None:
+    def __init__(self, studio: Studio, seat: Seat, work: Work, outbox: Outbox, spans: Spans) -> None:
         self._studio = studio
+        self._seat = seat
         self._work = work
         self._plan = work.plan
         self._outbox = outbox
@@ -80,12 +82,15 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Run the plan and close the outbox, whatever happens. Raises `Exhausted` when the device is out of memory."""
+        """Run the plan, then give the seat back and close the outbox, whatever happens.
+
+        Raises `Exhausted` when the device is out of memory.
+        """
         try:
             async with asyncio.TaskGroup() as group:
                 darkroom = self._darkroom(group)
-                state, drained = await self._steps(darkroom)
-                reason = Reason.DRAINED if drained else self._reason()
+                state, interruption = await self._steps(darkroom)
+                reason = interruption or self._reason()
                 self._outbox.put(await self._parcel(state, reason))
                 if darkroom is not None:
                     darkroom.close()
@@ -100,28 +105,35 @@ class Session:
                 )
             )
         finally:
+            self._seat.vacate()
             self._outbox.close()
 
-    async def _steps(self, darkroom: Darkroom | None) -> tuple[SolverState, bool]:
-        """The state after the last step that ran, and whether a drain ended the run early."""
+    async def _steps(self, darkroom: Darkroom | None) -> tuple[SolverState, Reason | None]:
+        """The state after the last step that ran, and what ended the run early, if anything did."""
         state = None
         try:
-            async with aclosing(self._studio.thread.iterate(self._generator())) as steps:
-                async for step in steps:
+            async with self._seat.stepping(), aclosing(self._studio.thread.iterate(self._generator())) as steps:
+                while state is None or state.step < self._plan.end_step:
+                    async with self._seat.turn():
+                        interruption = self._interruption() if state is not None else None
+                        if state is not None and interruption is not None:
+                            return state, interruption
+                        step = await anext(steps)
                     state = step.step.state
                     self._report(step)
                     if darkroom is not None:
                         await self._expose(darkroom, step)
                     if state.step < self._plan.end_step:
-                        if self._studio.draining.is_set():
-                            return state, True
                         await self._checkpoint(state, step.seconds)
         except torch.OutOfMemoryError as exhausted:
             await self._studio.thread.run(torch.cuda.empty_cache)
             raise Exhausted("The device has no memory for a clip of this size.", reason="DEVICE_MEMORY") from exhausted
-        if state is None:
-            raise RuntimeError("the range of steps is empty")
-        return state, False
+        return state, None
+
+    def _interruption(self) -> Reason | None:
+        if self._studio.draining.is_set():
+            return Reason.DRAINED
+        return Reason.PREEMPTED if self._seat.preempted else None
 
     def _generator(self) -> Generator[TimedStep, None, None]:
         """The steps, made on the device's thread."""

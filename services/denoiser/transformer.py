@@ -6,14 +6,20 @@ once a step; positive and negative prompt share everything before the first cros
 modulation are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
+from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 
+from services.denoiser.adapters import Adapter, LowRank
 from services.denoiser.shapes import LatentShape
+
+Updates: TypeAlias = Mapping[nn.Module, Sequence[tuple[LowRank, float]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +27,13 @@ class Context:
     """What a run of one expert reuses at every step.
 
     `keys` and `values`: one a block, [B, heads, text length, head_dim]. `rotation`: [tokens, 1, head_dim / 2], complex.
+    `updates`: what adapters add to a linear layer's output, by layer.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     rotation: torch.Tensor
+    updates: Updates
 
 
 class Transformer:
@@ -55,17 +63,21 @@ class Transformer:
         return int(self.module.config.text_dim)
 
     @torch.inference_mode()
-    def read(self, text: torch.Tensor, shape: LatentShape) -> Context:
-        """Prepare a run with `text`, [B, padded length, text_dim], on latents of `shape`.
+    def read(self, text: torch.Tensor, shape: LatentShape, adapters: Sequence[tuple[Adapter, float]] = ()) -> Context:
+        """Prepare a run with `text`, [B, padded length, text_dim], on latents of `shape`, with weighted adapters.
 
         Padding is attended, as in the reference: pad with zeros to the length that the model was trained with.
         """
         hidden = self.module.condition_embedder.text_embedder(text.to(self.device, self.dtype))
+        updates: dict[nn.Module, list[tuple[LowRank, float]]] = {}
+        for adapter, weight in adapters:
+            for name, low_rank in adapter.items():
+                updates.setdefault(self.module.get_submodule(name), []).append((low_rank, weight))
         keys, values = [], []
         for block in self.module.blocks:
-            keys.append(self._split(block.attn2.norm_k(block.attn2.to_k(hidden))))
-            values.append(self._split(block.attn2.to_v(hidden)))
-        return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape))
+            keys.append(self._split(block.attn2.norm_k(_linear(block.attn2.to_k, hidden, updates))))
+            values.append(self._split(_linear(block.attn2.to_v, hidden, updates)))
+        return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape), updates=updates)
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor, timestep: float, context: Context) -> torch.Tensor:
@@ -82,27 +94,31 @@ class Transformer:
         self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulation: torch.Tensor, context: Context
     ) -> torch.Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), context.rotation)
+        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), context)
         x = _gated(x, attended, gate)
         queried = block.norm2(x.float()).type_as(x)
-        x = x + self._cross_attention(block.attn2, queried, context.keys[i], context.values[i])
+        x = x + self._cross_attention(block.attn2, queried, i, context)
         expand, _, contract = block.ffn.net
         # In place: the widest tensor of the block is not allocated a second time.
-        wide = torch.ops.aten.gelu_(expand.proj(_norm(x, ffn_scale, ffn_shift, block.norm3.eps)), approximate="tanh")
-        return _gated(x, contract(wide), ffn_gate)
+        wide = _linear(expand.proj, _norm(x, ffn_scale, ffn_shift, block.norm3.eps), context.updates)
+        wide = torch.ops.aten.gelu_(wide, approximate="tanh")
+        return _gated(x, _linear(contract, wide, context.updates), ffn_gate)
 
-    def _self_attention(self, attn: WanAttention, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        query = self._rotated(attn.norm_q(attn.to_q(x)), rotation)
-        key = self._rotated(attn.norm_k(attn.to_k(x)), rotation)
-        mixed = F.scaled_dot_product_attention(query, key, self._split(attn.to_v(x)))
-        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+    def _self_attention(self, attn: WanAttention, x: torch.Tensor, context: Context) -> torch.Tensor:
+        query = self._rotated(attn.norm_q(_linear(attn.to_q, x, context.updates)), context.rotation)
+        key = self._rotated(attn.norm_k(_linear(attn.to_k, x, context.updates)), context.rotation)
+        value = self._split(_linear(attn.to_v, x, context.updates))
+        return self._merged(attn, F.scaled_dot_product_attention(query, key, value), context)
 
-    def _cross_attention(
-        self, attn: WanAttention, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        query = self._split(attn.norm_q(attn.to_q(x))).expand(keys.shape[0], -1, -1, -1)
-        mixed = F.scaled_dot_product_attention(query, keys, values)
-        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+    def _cross_attention(self, attn: WanAttention, x: torch.Tensor, i: int, context: Context) -> torch.Tensor:
+        query = self._split(attn.norm_q(_linear(attn.to_q, x, context.updates)))
+        keys, values = context.keys[i], context.values[i]
+        mixed = F.scaled_dot_product_attention(query.expand(keys.shape[0], -1, -1, -1), keys, values)
+        return self._merged(attn, mixed, context)
+
+    def _merged(self, attn: WanAttention, mixed: torch.Tensor, context: Context) -> torch.Tensor:
+        """[B, heads, L, head_dim] through the output projection to [B, L, D]."""
+        return _linear(attn.to_out[0], mixed.transpose(1, 2).flatten(2), context.updates)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, D] to [B, heads, L, head_dim]."""
@@ -154,6 +170,14 @@ class Transformer:
         frames, height, width = shape.grid
         cells = tokens.view(-1, frames, height, width, 2, 2, shape.channels)
         return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, *shape.batch[1:])
+
+
+def _linear(layer: nn.Module, x: torch.Tensor, updates: Updates) -> torch.Tensor:
+    """The layer's output plus what adapters add to it; exactly the layer's own where there is none."""
+    y = layer(x)
+    for low_rank, weight in updates.get(layer, ()):
+        y = torch.add(y, F.linear(F.linear(x, low_rank.down), low_rank.up), alpha=weight)
+    return y
 
 
 def _norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """The velocity field of a run: two experts, the text and the guidance behind one callable of (x, timestep)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
+from services.denoiser.adapters import Adapter
 from services.denoiser.conditioning import Conditioning, padded
 from services.denoiser.experts import Expert, expert_at
 from services.denoiser.guidance import Guidance, guide
@@ -30,8 +32,12 @@ class GuidedVelocity:
         boundary_ratio: float,
         shape: LatentShape,
         batched: bool,
+        adapters: Mapping[Expert, Sequence[tuple[Adapter, float]]] = MappingProxyType({}),
     ) -> None:
-        """`text_length` is the length that embeddings are padded to; `batched` evaluates both prompts at once."""
+        """`text_length` is the length that embeddings are padded to; `batched` evaluates both prompts at once.
+
+        `adapters` are those of each expert, weighted.
+        """
         self._experts = experts
         self._guidance = guidance
         self._boundary_ratio = boundary_ratio
@@ -41,6 +47,7 @@ class GuidedVelocity:
             texts.append(conditioning.negative.to(conditioning.positive.dtype))
         self._texts = torch.stack([padded(text, text_length) for text in texts])
         self._batched = batched
+        self._adapters = adapters
         self._ready: tuple[Expert, tuple[Context, ...]] | None = None
 
     def __call__(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
@@ -56,5 +63,7 @@ class GuidedVelocity:
             self._ready = None
             texts = self._texts if w != 1 else self._texts[:1]
             groups = [texts] if self._batched else texts.split(1)
-            self._ready = (expert, tuple(self._experts[expert].read(group, self._shape) for group in groups))
+            adapters = self._adapters.get(expert, ())
+            transformer = self._experts[expert]
+            self._ready = (expert, tuple(transformer.read(group, self._shape, adapters) for group in groups))
         return self._ready[1]

@@ -36,6 +36,7 @@ REASONS: Final[Mapping[Reason, denoiser_pb2.BundleReason.ValueType]] = MappingPr
         Reason.BOUNDARY: denoiser_pb2.BUNDLE_REASON_BOUNDARY,
         Reason.RANGE_END: denoiser_pb2.BUNDLE_REASON_RANGE_END,
         Reason.DRAINED: denoiser_pb2.BUNDLE_REASON_DRAINED,
+        Reason.PREEMPTED: denoiser_pb2.BUNDLE_REASON_PREEMPTED,
     }
 )
 SOURCES: Final[Mapping[Source, denoiser_pb2.DefaultSource.ValueType]] = MappingProxyType(

@@ -95,35 +95,43 @@ class ModelFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights and configurations: 16 hexadecimal digits.
+        """Names the weights, their configurations and the text length: 16 hexadecimal digits.
 
-        With a manifest that lists its files it covers their hashes; otherwise every configuration and each shard's
-        header and ends, which tells two trainings apart without reading 126 GB.
+        A shard counts with the hash that the manifest states, otherwise with its header and ends, which tells two
+        trainings apart without reading 126 GB. Defaults, limits and adapters of the manifest do not count.
         """
-        digest = hashlib.sha256()
-        files = [self.path / INDEX_FILE, *sorted(self.path.glob("*/*.json"))]
-        if (self.path / MANIFEST_FILE).exists():
-            files.append(self.path / MANIFEST_FILE)
-        for file in files:
+        digest = hashlib.sha256(str(self.manifest.text.max_length).encode())
+        parts = [self.path / name for name in sorted(self.index) if self.has(name)]
+        for file in [self.path / INDEX_FILE, *(file for part in parts for file in sorted(part.glob("*.json")))]:
             digest.update(file.relative_to(self.path).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-        for shard in sorted(self.path.glob("*/*.safetensors")):
+        for shard in (file for part in parts for file in sorted(part.glob("*.safetensors"))):
             name = shard.relative_to(self.path).as_posix()
-            if name not in self.manifest.files:
-                digest.update(name.encode() + b"\0" + _sample(shard))
+            entry = self.manifest.files.get(name)
+            digest.update(name.encode() + b"\0" + (bytes.fromhex(entry.sha256) if entry else _sample(shard)))
         return digest.hexdigest()[:16]
+
+    def checked_file(self, name: str) -> Path:
+        """The file `name` of the manifest, its size and hash checked. Raises `ModelRefused`."""
+        path = self.path / name
+        if name not in self.manifest.files or not path.is_file():
+            raise ModelRefused(name, "is missing")
+        self._check_hash(path, name)
+        return path
 
     def _check_hashes(self, component: Component) -> None:
         for shard in component.shards:
             name = component.relative(shard)
-            entry = self.manifest.files.get(name)
-            if entry is None:
-                continue
-            if shard.stat().st_size != entry.size:
-                raise ModelRefused(name, f"has {shard.stat().st_size} bytes, not the {entry.size} of {MANIFEST_FILE}")
-            with shard.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                    raise ModelRefused(name, f"has another SHA-256 than {MANIFEST_FILE} says")
+            if name in self.manifest.files:
+                self._check_hash(shard, name)
+
+    def _check_hash(self, file: Path, name: str) -> None:
+        entry = self.manifest.files[name]
+        if file.stat().st_size != entry.size:
+            raise ModelRefused(name, f"has {file.stat().st_size} bytes, not the {entry.size} of {MANIFEST_FILE}")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                raise ModelRefused(name, f"has another SHA-256 than {MANIFEST_FILE} says")
 
 
 def _read_object(root: Path, path: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.model.errors import ModelRefused
 
 MANIFEST_FILE = "rushes.json"
+
+_ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 WAN_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，"
@@ -106,6 +108,18 @@ class FileEntry(_Strict):
     size: Annotated[int, Field(ge=0)]
 
 
+_ADAPTER_FILE = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.safetensors$"
+
+
+class AdapterEntry(_Strict):
+    """A low-rank adapter that requests may name: its id, and its file for each expert, relative to the model folder."""
+
+    id: Annotated[str, Field(pattern=_ID)]
+    name: str = ""
+    high: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
+    low: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
+
+
 class Manifest(_Strict):
     """The content of `rushes.json`, or the reference's values where there is none.
 
@@ -114,7 +128,7 @@ class Manifest(_Strict):
     """
 
     schema_version: Literal[1] = 1
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] = "wan2.2-t2v-a14b"
+    id: Annotated[str, Field(pattern=_ID)] = "wan2.2-t2v-a14b"
     name: str = "Wan2.2-T2V-A14B"
     licence: str = "Apache-2.0"
     demonstration: bool = False
@@ -124,7 +138,18 @@ class Manifest(_Strict):
     text: TextLimits = TextLimits()
     latent_rgb: LatentRgb = WAN21_LATENT_RGB
     files: Mapping[str, FileEntry] = Field(default_factory=dict)
+    adapters: tuple[AdapterEntry, ...] = ()
     sources: Mapping[str, Source] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> "Manifest":
+        if len({entry.id for entry in self.adapters}) != len(self.adapters):
+            raise ValueError("two adapters have one id")
+        for entry in self.adapters:
+            for file in (entry.high, entry.low):
+                if file is not None and file not in self.files:
+                    raise ValueError(f"files must state the size and SHA-256 of {file}, of adapter {entry.id}")
+        return self
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -1,0 +1,112 @@
+"""Who runs the next step on the one device, and who is let in: decisions only, nothing waits or runs here.
+
+A higher class goes first, at every step. Within a class the run with the fewest device seconds goes first; a newcomer
+starts level with the least served of its class, so that it neither waits for the others' past nor makes them wait for
+its own.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admitted:
+    """The run has a seat."""
+
+    run: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdmittedAfter:
+    """The run has the seat of `victim`, which must stop before its next step and leave."""
+
+    run: int
+    victim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """Every seat is taken by runs of the same or a higher class."""
+
+
+Admission: TypeAlias = Admitted | AdmittedAfter | Refused
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    priority: int
+    served: float = 0.0
+    stepping: bool = False
+    leaving: bool = False
+
+
+class StepScheduler:
+    """Seats for `seats` runs, and the order of their steps. A run is a number that `admit` gives out."""
+
+    def __init__(self, seats: int) -> None:
+        self.seats = seats
+        self._runs: dict[int, _Run] = {}
+        self._next_run = 0
+
+    @property
+    def runs(self) -> int:
+        """Runs that have a seat, those included that are asked to leave."""
+        return len(self._runs)
+
+    def admit(self, priority: int) -> Admission:
+        """Let a run of class `priority` in, if need be in place of the lowest lower one, the newest of these first.
+
+        Only a run that is stepping can leave with its state; one that still reads its input is left alone.
+        """
+        victim = None
+        if sum(not run.leaving for run in self._runs.values()) >= self.seats:
+            lower = [
+                (run.priority, -number)
+                for number, run in self._runs.items()
+                if run.priority < priority and run.stepping and not run.leaving
+            ]
+            if not lower:
+                return Refused()
+            victim = -min(lower)[1]
+            self._runs[victim].leaving = True
+        number, self._next_run = self._next_run, self._next_run + 1
+        self._runs[number] = _Run(priority=priority)
+        return Admitted(run=number) if victim is None else AdmittedAfter(run=number, victim=victim)
+
+    def begin(self, run: int) -> None:
+        """`run` has its input and wants steps from now on."""
+        peers = [other.served for other in self._runs.values() if other.stepping and self._same_class(other, run)]
+        self._runs[run].served = min(peers, default=0.0)
+        self._runs[run].stepping = True
+
+    def end(self, run: int) -> None:
+        """`run` wants no further steps; it keeps its seat."""
+        self._runs[run].stepping = False
+
+    def leave(self, run: int) -> None:
+        """`run` gives its seat back. Does nothing for a run that has left."""
+        self._runs.pop(run, None)
+
+    def charge(self, run: int, seconds: float) -> None:
+        """`run` has used the device for `seconds`."""
+        if run in self._runs:
+            self._runs[run].served += seconds
+
+    def must_leave(self, run: int) -> bool:
+        """Whether `run` has to stop before its next step."""
+        return self._runs[run].leaving
+
+    def choose(self, waiting: Collection[int]) -> int | None:
+        """The run of `waiting` that has the next step; None if the device is kept for another.
+
+        It is kept for a run of a higher class that is between two of its steps: to give it away there would let a
+        lower class run every other step.
+        """
+        stepping = [run.priority for run in self._runs.values() if run.stepping and not run.leaving]
+        highest = max(stepping, default=0)
+        able = [number for number in waiting if self._runs[number].leaving or self._runs[number].priority >= highest]
+        return min(able, key=lambda number: (self._runs[number].served, number), default=None)
+
+    def _same_class(self, other: _Run, run: int) -> bool:
+        return other.priority == self._runs[run].priority

@@ -1,0 +1,134 @@
+"""The waiting that goes with the step scheduler's decisions: seats to hold, turns to wait for."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.chassis.errors import Exhausted
+from services.denoiser.step_scheduler import AdmittedAfter, Refused, StepScheduler
+
+
+class Turnstile:
+    """One device, `scheduler.seats` runs, one step at a time."""
+
+    def __init__(self, scheduler: StepScheduler, retry_after_seconds: float) -> None:
+        """`retry_after_seconds` is the advice that a refused caller gets."""
+        self._scheduler = scheduler
+        self._retry_after_seconds = retry_after_seconds
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._seats_awaited: dict[int, asyncio.Event] = {}
+        self._busy = False
+
+    @property
+    def capacity(self) -> int:
+        """Runs that may have a seat at once."""
+        return self._scheduler.seats
+
+    @asynccontextmanager
+    async def seat(self, priority: int) -> AsyncIterator["Seat"]:
+        """Hold a seat for the block, or until it is given back earlier.
+
+        A run of a lower class is sent away for it if need be, which takes as long as its step in work. Raises
+        `Exhausted` (`SLOTS_BUSY`) at once where there is none.
+        """
+        admission = self._scheduler.admit(priority)
+        if isinstance(admission, Refused):
+            raise Exhausted(
+                f"All {self.capacity} slots of this service are busy.",
+                reason="SLOTS_BUSY",
+                retry_after_seconds=self._retry_after_seconds,
+            )
+        seat = Seat(self, admission.run)
+        try:
+            if isinstance(admission, AdmittedAfter):
+                await self._left(admission.victim)
+            yield seat
+        finally:
+            seat.vacate()
+
+    async def _left(self, victim: int) -> None:
+        gone = self._seats_awaited.setdefault(victim, asyncio.Event())
+        await gone.wait()
+
+    def vacate(self, run: int) -> None:
+        """Give the seat of `run` back; a second time does nothing."""
+        self._scheduler.leave(run)
+        gone = self._seats_awaited.pop(run, None)
+        if gone is not None:
+            gone.set()
+        self._dispatch()
+
+    def begin(self, run: int) -> None:
+        """`run` wants steps from now on."""
+        self._scheduler.begin(run)
+
+    def end(self, run: int) -> None:
+        """`run` wants no further steps."""
+        self._scheduler.end(run)
+        self._dispatch()
+
+    def must_leave(self, run: int) -> bool:
+        """Whether `run` has to stop before its next step."""
+        return self._scheduler.must_leave(run)
+
+    @asynccontextmanager
+    async def turn(self, run: int) -> AsyncIterator[None]:
+        """Wait until the next step is that of `run`, and take the device for the block."""
+        turn = self._turns[run] = asyncio.get_running_loop().create_future()
+        self._dispatch()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if self._turns.pop(run, None) is None:
+                # The turn was given in the same moment: it goes to the next.
+                self._busy = False
+                self._dispatch()
+            raise
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._scheduler.charge(run, time.monotonic() - began)
+            self._busy = False
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        if self._busy or not self._turns:
+            return
+        run = self._scheduler.choose(self._turns)
+        if run is not None:
+            self._busy = True
+            self._turns.pop(run).set_result(None)
+
+
+class Seat:
+    """One run's place at the device."""
+
+    def __init__(self, turnstile: Turnstile, run: int) -> None:
+        self._turnstile = turnstile
+        self._run = run
+
+    @asynccontextmanager
+    async def stepping(self) -> AsyncIterator[None]:
+        """The run takes steps in the block."""
+        self._turnstile.begin(self._run)
+        try:
+            yield
+        finally:
+            self._turnstile.end(self._run)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the run's next step and take the device for the block."""
+        async with self._turnstile.turn(self._run):
+            yield
+
+    @property
+    def preempted(self) -> bool:
+        """Whether work of a higher class takes this seat: the run must stop before its next step."""
+        return self._turnstile.must_leave(self._run)
+
+    def vacate(self) -> None:
+        """Give the seat back before the block ends; a second time does nothing."""
+        self._turnstile.vacate(self._run)

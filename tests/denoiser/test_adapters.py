@@ -1,0 +1,241 @@
+"""Low-rank adapters: both key layouts, exact against merged weights, and no trace on a neighbour."""
+
+import gc
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from services.denoiser.adapter_shelf import AdapterShelf, AdapterUse
+from services.denoiser.adapters import AdapterMisfit, read_adapter
+from services.denoiser.experts import Expert
+from services.denoiser.pool import ExpertPool
+from services.denoiser.sampler import prior
+from services.denoiser.shapes import VideoShape
+from services.denoiser.transformer import Transformer
+from services.model.errors import ModelRefused
+from services.model.folder import ModelFolder
+
+LATENTS = VideoShape(width=48, height=32, frames=5).latents(16)
+X = prior(LATENTS, 3)
+TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(4))
+RANK, ALPHA = 4, 2.0
+WIDTH, WIDE = 48, 96
+LAYERS = {
+    **{f"attn{number}.{name}": (WIDTH, WIDTH) for number in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+    "ffn.net.0.proj": (WIDE, WIDTH),
+    "ffn.net.2": (WIDTH, WIDE),
+}
+ORIGINAL = {
+    "attn1.to_q": "self_attn.q",
+    "attn1.to_k": "self_attn.k",
+    "attn1.to_v": "self_attn.v",
+    "attn1.to_out.0": "self_attn.o",
+    "attn2.to_q": "cross_attn.q",
+    "attn2.to_k": "cross_attn.k",
+    "attn2.to_v": "cross_attn.v",
+    "attn2.to_out.0": "cross_attn.o",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+}
+
+
+def low_rank(seed: int = 0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Down and up of every layer of both blocks, by diffusers name."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"blocks.{block}.{layer}": (
+            torch.randn(RANK, fan_in, generator=generator) * 0.2,
+            torch.randn(fan_out, RANK, generator=generator) * 0.2,
+        )
+        for block in (0, 1)
+        for layer, (fan_out, fan_in) in LAYERS.items()
+    }
+
+
+def diffusers_layout(seed: int = 0) -> dict[str, torch.Tensor]:
+    state = {}
+    for layer, (down, up) in low_rank(seed).items():
+        state[f"transformer.{layer}.lora_A.weight"] = down
+        state[f"transformer.{layer}.lora_B.weight"] = up
+        state[f"transformer.{layer}.alpha"] = torch.tensor(ALPHA)
+    return state
+
+
+def original_layout(seed: int = 0) -> dict[str, torch.Tensor]:
+    state = {}
+    for layer, (down, up) in low_rank(seed).items():
+        block, number, rest = layer.split(".", 2)
+        name = f"diffusion_model.{block}.{number}.{ORIGINAL[rest]}"
+        state[f"{name}.lora_down.weight"] = down
+        state[f"{name}.lora_up.weight"] = up
+        state[f"{name}.alpha"] = torch.tensor(ALPHA)
+    return state
+
+
+def merged(transformer: Transformer, *adapters: tuple[int, float]) -> Transformer:
+    """A copy of the expert with the adapters of (seed, weight) added into its weights."""
+    module = type(transformer.module).from_config(transformer.module.config).eval()
+    module.load_state_dict(transformer.module.state_dict())
+    with torch.no_grad():
+        for seed, weight in adapters:
+            for layer, (down, up) in low_rank(seed).items():
+                module.get_submodule(layer).weight += weight * (ALPHA / RANK) * (up @ down)
+    return Transformer(module)
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return (torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs)).item()
+
+
+@pytest.fixture
+def expert(pool: ExpertPool) -> Transformer:
+    return pool.experts[Expert.HIGH]
+
+
+def read(expert: Transformer, state: dict[str, torch.Tensor], path: Path) -> Any:
+    save_file(state, path)
+    return read_adapter(path, expert.module, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("layout", [diffusers_layout, original_layout])
+@pytest.mark.parametrize("weight", [1.0, 0.5, -0.7])
+def test_an_adapter_equals_its_merged_weights(expert: Transformer, tmp_path: Path, layout: Any, weight: float) -> None:
+    adapter = read(expert, layout(), tmp_path / "a.safetensors")
+    adapted = expert(X, 900.0, expert.read(TEXT, LATENTS, [(adapter, weight)]))
+    wanted = merged(expert, (0, weight))
+    expected = wanted(X, 900.0, wanted.read(TEXT, LATENTS))
+    plain = expert(X, 900.0, expert.read(TEXT, LATENTS))
+    assert relative(adapted, expected) < 1e-5
+    assert relative(adapted, plain) > 1e-2
+
+
+def test_several_adapters_add_up(expert: Transformer, tmp_path: Path) -> None:
+    adapters = [
+        (read(expert, diffusers_layout(seed), tmp_path / f"{seed}.safetensors"), weight)
+        for seed, weight in ((0, 1.0), (1, 0.3))
+    ]
+    wanted = merged(expert, (0, 1.0), (1, 0.3))
+    adapted = expert(X, 500.0, expert.read(TEXT, LATENTS, adapters))
+    assert relative(adapted, wanted(X, 500.0, wanted.read(TEXT, LATENTS))) < 1e-5
+
+
+def test_a_neighbour_of_an_adapted_run_is_bit_identical(expert: Transformer, tmp_path: Path) -> None:
+    alone = expert(X, 900.0, expert.read(TEXT, LATENTS))
+    adapter = read(expert, diffusers_layout(), tmp_path / "a.safetensors")
+    adapted, plain = expert.read(TEXT, LATENTS, [(adapter, 1.0)]), expert.read(TEXT, LATENTS)
+    for _ in range(2):
+        expert(X, 900.0, adapted)
+        assert torch.equal(expert(X, 900.0, plain), alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 7)}, "to_q.lora_A"),
+        ({"transformer.blocks.0.attn1.to_q.lora_B.weight": torch.zeros(7, 4)}, "to_q.lora_B"),
+        ({"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.zeros(4, 48)}, "blocks.9"),
+        ({"transformer.blocks.0.attn1.to_q.lora_A.weight": None}, "to_q.lora_B"),
+        ({"transformer.blocks.0.norm1.lora_A.weight": torch.zeros(4, 48)}, "norm1"),
+        ({"transformer.blocks.0.attn1.to_q.diff_b": torch.zeros(48)}, "diff_b"),
+        ({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.full((4, 48), float("nan"))}, "finite"),
+        ({"unet.down.lora_A.weight": torch.zeros(4, 48)}, "unet"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_by_key(
+    expert: Transformer, tmp_path: Path, change: dict[str, torch.Tensor | None], key: str
+) -> None:
+    state = {name: tensor for name, tensor in {**diffusers_layout(), **change}.items() if tensor is not None}
+    with pytest.raises(AdapterMisfit, match=key):
+        read(expert, state, tmp_path / "a.safetensors")
+
+
+def test_a_file_that_is_no_adapter_at_all_is_refused(expert: Transformer, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(AdapterMisfit, match=r"a\.safetensors"):
+        read_adapter(path, expert.module, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
+def adapted_model(untrained: Path, tmp_path: Path) -> Path:
+    """The untrained model with adapters `style-0` (both experts), `style-1` (high only) and `wrong` in its manifest."""
+    return add_adapters(Path(shutil.copytree(untrained, tmp_path / "model")), 2)
+
+
+def add_adapters(folder: Path, count: int) -> Path:
+    (folder / "adapters").mkdir()
+    manifest = json.loads((folder / "rushes.json").read_text())
+    files = {f"adapters/style-{seed}.safetensors": diffusers_layout(seed) for seed in range(count)}
+    files["adapters/wrong.safetensors"] = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 7)}
+    for name, state in files.items():
+        save_file(state, folder / name)
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    manifest["adapters"] = [
+        {"id": Path(name).stem, "high": name, **({} if "style-1" in name else {"low": name})} for name in files
+    ]
+    (folder / "rushes.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_an_adapter_whose_file_has_no_stated_hash_is_refused(adapted_model: Path) -> None:
+    path = adapted_model / "rushes.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["adapters/style-0.safetensors"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ModelRefused, match="style-0"):
+        ModelFolder(adapted_model)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/a.safetensors", "adapters/../../a.safetensors", "a.bin"]
+)
+def test_an_adapter_outside_the_folder_is_refused(adapted_model: Path, name: str) -> None:
+    path = adapted_model / "rushes.json"
+    manifest = json.loads(path.read_text())
+    manifest["adapters"][0]["high"] = name
+    manifest["files"][name] = {"sha256": "0" * 64, "size": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ModelRefused, match=r"adapters\.0\.high"):
+        ModelFolder(adapted_model)
+
+
+def test_a_changed_adapter_file_is_refused(adapted_model: Path, expert: Transformer) -> None:
+    shelf = AdapterShelf(ModelFolder(adapted_model), 10**9)
+    (adapted_model / "adapters" / "style-0.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelRefused, match="style-0"):
+        shelf.take([AdapterUse(id="style-0")], Expert.HIGH, expert)
+
+
+def test_each_expert_gets_its_own_file_and_weight(adapted_model: Path, expert: Transformer) -> None:
+    shelf = AdapterShelf(ModelFolder(adapted_model), 10**9)
+    uses = [AdapterUse(id="style-0", weight_high=0.5, weight_low=0), AdapterUse(id="style-1", weight_low=2.0)]
+    assert [weight for _, weight in shelf.take(uses, Expert.HIGH, expert)] == [0.5, 1.0]
+    assert shelf.take(uses, Expert.LOW, expert) == []
+
+
+def test_an_unknown_adapter_has_no_name(adapted_model: Path) -> None:
+    shelf = AdapterShelf(ModelFolder(adapted_model), 10**9)
+    assert shelf.names([AdapterUse(id="style-0")]) != shelf.names([AdapterUse(id="style-0", weight_low=0.5)])
+    with pytest.raises(KeyError):
+        shelf.names([AdapterUse(id="nobody")])
+
+
+def test_fifty_adapters_cycled_do_not_grow_memory(untrained: Path, tmp_path: Path, expert: Transformer) -> None:
+    folder = add_adapters(Path(shutil.copytree(untrained, tmp_path / "model")), 50)
+    shelf = AdapterShelf(ModelFolder(folder), 100_000)
+    tensors = []
+    for seed in range(50):
+        adapters = shelf.take([AdapterUse(id=f"style-{seed}")], Expert.HIGH, expert)
+        expert(X, 900.0, expert.read(TEXT, LATENTS, adapters))
+        del adapters
+        assert shelf.nbytes <= 100_000
+        gc.collect()
+        tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+    assert len(set(tensors[5:])) == 1
