@@ -171,6 +171,8 @@ class DenoiseStart(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     CONDITIONING_SIZE_FIELD_NUMBER: _builtins.int
     STATE_SIZE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The generation this work belongs to: for logs and traces."""
     model: _builtins.str
@@ -187,6 +189,10 @@ class DenoiseStart(_message.Message):
     """Size in bytes of the conditioning bundle."""
     state_size: _builtins.int
     """Size in bytes of the solver state bundle; 0 if the run begins from noise."""
+    priority: _builtins.int
+    """Class of the work: a higher one runs first, and takes a slot from a lower one at the next step
+    (BUNDLE_REASON_PREEMPTED).
+    """
     @_builtins.property
     def shape(self) -> _sampling_pb2.VideoShape:
         """Size of the clip."""
@@ -203,6 +209,10 @@ class DenoiseStart(_message.Message):
     def checkpoints(self) -> Global___CheckpointPolicy:
         """Checkpoints; not set means only the state at the end of an unfinished range."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterUse]:
+        """Adapters laid over the experts for this run."""
+
     def __init__(
         self,
         *,
@@ -217,16 +227,55 @@ class DenoiseStart(_message.Message):
         checkpoints: Global___CheckpointPolicy | None = ...,
         conditioning_size: _builtins.int = ...,
         state_size: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        adapters: _abc.Iterable[Global___AdapterUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "checkpoints", b"checkpoints", "end_step", b"end_step", "previews", b"previews", "sampling", b"sampling", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "adapters", b"adapters", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "priority", b"priority", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_step: _TypeAlias = _typing.Literal["end_step"]  # noqa: Y015
     _WhichOneofArgType__end_step: _TypeAlias = _typing.Literal["_end_step", b"_end_step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_step) -> _WhichOneofReturnType__end_step | None: ...
 
 Global___DenoiseStart: _TypeAlias = DenoiseStart  # noqa: Y015
+
+@_typing.final
+class AdapterUse(_message.Message):
+    """AdapterUse lays a low-rank adapter over the experts. FAILED_PRECONDITION: it does not fit the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    WEIGHT_HIGH_FIELD_NUMBER: _builtins.int
+    WEIGHT_LOW_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the adapter in the model's manifest."""
+    weight_high: _builtins.float
+    """Weight on the high-noise expert; not set: 1."""
+    weight_low: _builtins.float
+    """Weight on the low-noise expert; not set: 1."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        weight_high: _builtins.float | None = ...,
+        weight_low: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight_high", b"_weight_high", "_weight_low", b"_weight_low", "weight_high", b"weight_high", "weight_low", b"weight_low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight_high", b"_weight_high", "_weight_low", b"_weight_low", "id", b"id", "weight_high", b"weight_high", "weight_low", b"weight_low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight_high: _TypeAlias = _typing.Literal["weight_high"]  # noqa: Y015
+    _WhichOneofArgType__weight_high: _TypeAlias = _typing.Literal["_weight_high", b"_weight_high"]  # noqa: Y015
+    _WhichOneofReturnType__weight_low: _TypeAlias = _typing.Literal["weight_low"]  # noqa: Y015
+    _WhichOneofArgType__weight_low: _TypeAlias = _typing.Literal["_weight_low", b"_weight_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_high) -> _WhichOneofReturnType__weight_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_low) -> _WhichOneofReturnType__weight_low | None: ...
+
+Global___AdapterUse: _TypeAlias = AdapterUse  # noqa: Y015
 
 @_typing.final
 class DenoiseResponse(_message.Message):
@@ -669,6 +718,7 @@ class DescribeDenoiserResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
     LATENT_CHANNELS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     display_name: _builtins.str
@@ -705,6 +755,10 @@ class DescribeDenoiserResponse(_message.Message):
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReferenceDifference]:
         """Where the loaded model differs from Wan's reference."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the adapters that the model's manifest offers."""
+
     def __init__(
         self,
         *,
@@ -722,10 +776,11 @@ class DescribeDenoiserResponse(_message.Message):
         limits: Global___ModelLimits | None = ...,
         differences: _abc.Iterable[Global___ReferenceDifference] | None = ...,
         latent_channels: _builtins.int = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "model", b"model", "notice", b"notice", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "model", b"model", "notice", b"notice", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

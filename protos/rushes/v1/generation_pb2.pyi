@@ -136,6 +136,7 @@ class GenerationSpec(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     INSPECTION_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What the clip shows: subject, action, scene, camera, mood. 1 to 8000 characters, without control characters."""
     negative_prompt: _builtins.str
@@ -178,6 +179,10 @@ class GenerationSpec(_message.Message):
     def inspection(self) -> _finishing_pb2.InspectionPolicy:
         """What the quality gate does with what it finds. Not set: every check notes."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_denoiser_pb2.AdapterUse]:
+        """Adapters laid over the experts."""
+
     def __init__(
         self,
         *,
@@ -196,10 +201,11 @@ class GenerationSpec(_message.Message):
         tier: Global___Tier.ValueType = ...,
         finish: _finishing_pb2.FinishPlan | None = ...,
         inspection: _finishing_pb2.InspectionPolicy | None = ...,
+        adapters: _abc.Iterable[_denoiser_pb2.AdapterUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "video", b"video", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
