@@ -6,19 +6,19 @@ collector comes by; here it is closed before the call ends.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
+
+from services.chassis.incoming import Check, Context, Incoming
 
 # In quotes where grpc is generic for the type checker only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Found]]
-Around: TypeAlias = Callable[[Context], AbstractAsyncContextManager[None]]
-Check: TypeAlias = Callable[[Any], None]
+Around: TypeAlias = Callable[[Context, Any], AbstractAsyncContextManager[None]]
 
 _INFRASTRUCTURE: Final = "/grpc."
 
@@ -36,8 +36,9 @@ def wrap(
     decode: Callable[[bytes], Any] | None = None,
     own_task: bool = False,
 ) -> Handler:
-    """`handler` run inside `around(context)`, each of its request messages passed to `check` first.
+    """`handler` run inside `around(context, request)`, each of its request messages passed to `check` first.
 
+    A request stream reaches `around` and the handler as `Incoming`.
     `around` sees every exception that leaves the handler, `check` may raise, and `decode` replaces the handler's
     request deserializer. With `own_task` the handler runs in a child task, so that in `around` the call's own task
     counts as being cancelled only when gRPC cancelled it: a TaskGroup whose child fails leaves that count raised on
@@ -45,7 +46,11 @@ def wrap(
     """
 
     async def respond(request: Any, context: Context) -> Any:
-        responses = behavior(_incoming(request, context, check), context)
+        if check is not None and isinstance(request, Incoming):
+            request.add_check(check)
+        elif check is not None:
+            check(request)
+        responses = behavior(request, context)
         if not isinstance(responses, AsyncGenerator):
             return await responses
         async with aclosing(responses):
@@ -54,7 +59,9 @@ def wrap(
         return None
 
     async def call(request: Any, context: Context) -> Any:
-        async with around(context):
+        if handler.request_streaming and not isinstance(request, Incoming):
+            request = Incoming(context)
+        async with around(context, request):
             response = respond(request, context)
             return await (asyncio.create_task(response) if own_task else response)
 
@@ -65,42 +72,6 @@ def wrap(
         request_deserializer=decode or handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
-
-
-class _Requests:
-    """A request stream, read from the context, each message checked.
-
-    Not a generator, as grpc.aio's own is: one that stops reading early leaves nothing behind that must be closed.
-    """
-
-    def __init__(self, context: Context, checks: tuple[Check, ...]) -> None:
-        self._context = context
-        self._checks = checks
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        message = grpc.aio.EOF if self._ended else await self._context.read()
-        if message is grpc.aio.EOF:
-            self._ended = True
-            raise StopAsyncIteration
-        for check in self._checks:
-            check(message)
-        return message
-
-    def checked(self, check: Check | None) -> "_Requests":
-        return self if check is None else _Requests(self._context, (*self._checks, check))
-
-
-def _incoming(request: Any, context: Context, check: Check | None) -> Any:
-    if isinstance(request, AsyncIterable):
-        requests = request if isinstance(request, _Requests) else _Requests(context, ())
-        return requests.checked(check)
-    if check is not None:
-        check(request)
-    return request
 
 
 _ATTRIBUTES: Final = {

@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 
 from rushes.v1 import tensors_pb2
 from services.chassis.errors import FieldViolation, InvalidRequest
-from services.chassis.handlers import Context, Continuation, Found, is_infrastructure, wrap
+from services.chassis.handlers import Continuation, Found, is_infrastructure, wrap
+from services.chassis.incoming import Context
 
 
 def validate(message: Message) -> None:
@@ -50,7 +51,7 @@ def _validate_unless_chunk(message: Message) -> None:
 
 
 @asynccontextmanager
-async def _nothing(_context: Context) -> AsyncIterator[None]:
+async def _nothing(_context: Context, _request: object) -> AsyncIterator[None]:
     yield
 
 

@@ -230,6 +230,28 @@ async def test_a_client_that_keeps_its_half_open_hears_the_refusal_all_the_same(
         assert (await failure(probe.caller.both(messages()))).code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_message_is_not_lost_when_its_reader_is_cancelled() -> None:
+    reading, second = asyncio.Event(), asyncio.Event()
+
+    async def up(requests: AsyncIterator[StringValue], _context: Any) -> StringValue:
+        reader = asyncio.create_task(anext(requests))
+        await asyncio.sleep(0)
+        reading.set()
+        reader.cancel()
+        await asyncio.wait({reader})
+        second.set()
+        return text(",".join([request.value async for request in requests]))
+
+    async def messages() -> AsyncIterator[StringValue]:
+        await reading.wait()
+        await second.wait()
+        for word in ("a", "b"):
+            yield text(word)
+
+    async with probing(Probe(up=up)) as probe:
+        assert (await probe.caller.up(messages())).value == "a,b"
+
+
 async def test_a_deadline_cancels_the_handler() -> None:
     cancelled = asyncio.Event()
 
@@ -242,7 +264,7 @@ async def test_a_deadline_cancels_the_handler() -> None:
         return text()
 
     async with probing(Probe(unary=unary)) as probe:
-        assert (await failure(probe.caller.unary(text(), timeout=0.1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await failure(probe.caller.unary(text(), timeout=1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await cancelled.wait()
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from concurrent import futures
@@ -13,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import generate_latest
 
 from services.chassis import errors, telemetry
 from services.chassis.channels import scoped
@@ -184,6 +186,21 @@ async def test_spans_and_metrics_reach_an_otlp_collector_before_the_service_ends
 
     assert f"{NAME}/Unary" in collector.spans
     assert "rpc.server.call.duration" in collector.metrics
+
+
+async def test_a_collector_that_is_not_there_does_not_keep_a_service_from_ending() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with probing(Probe(unary=echo), otlp_endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}") as probe:
+            await probe.caller.unary(text())
+
+
+async def test_names_of_methods_that_callers_invent_are_no_labels() -> None:
+    async with probing(Probe(unary=echo)) as probe:
+        await failure(probe.caller.down(text()))
+        metrics = generate_latest(probe.running.telemetry.registry).decode()
+
+    assert "Down" not in metrics
 
 
 def test_no_service_leaves_a_global_provider_behind() -> None:

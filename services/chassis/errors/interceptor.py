@@ -3,8 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import grpc
@@ -12,7 +11,8 @@ from grpc_status import rpc_status
 
 from services.chassis.errors.status import to_status
 from services.chassis.errors.tree import Cancelled, Internal, InvalidRequest, RushesError, Unimplemented
-from services.chassis.handlers import Context, Continuation, Found, is_infrastructure, wrap
+from services.chassis.handlers import Continuation, Found, Handler, is_infrastructure, wrap
+from services.chassis.incoming import Context, Incoming
 from services.chassis.logs import logger
 
 
@@ -32,14 +32,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if is_infrastructure(handler_call_details.method):
             return handler
         if handler is None:
-            handler = grpc.stream_stream_rpc_method_handler(_unknown_method)
+            return UNKNOWN_METHOD
         decode = _forgiving(handler.request_deserializer) if handler.request_deserializer else None
-        around = partial(_translated, request_streaming=handler.request_streaming)
-        return wrap(handler, around, check=_refuse_undecodable, decode=decode, own_task=True)
+        return wrap(handler, _translated, check=_refuse_undecodable, decode=decode, own_task=True)
 
 
 @asynccontextmanager
-async def _translated(context: Context, *, request_streaming: bool) -> AsyncIterator[None]:
+async def _translated(context: Context, request: Any) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
@@ -47,46 +46,33 @@ async def _translated(context: Context, *, request_streaming: bool) -> AsyncIter
             # Nobody cancelled this call: a handler raised the error of something else that was cancelled. grpc.aio
             # then sends no status at all, and the caller would wait for ever.
             with suppress(grpc.aio.AbortError):
-                await context.abort_with_status(rpc_status.to_status(to_status(Cancelled())))
+                await _refuse(context, request, Cancelled())
         raise
     except BaseException as raised:
         error = _representative(raised)
-        if isinstance(error, _TRANSPORT) or not isinstance(error, Exception):
+        if _is_transport(error) or not isinstance(error, Exception):
             raise error from None
         if _is_cancelled():
             # The caller is gone and the handler failed while it cleaned up: the cancellation is what ends the call
             # (grpc#43360 leaks when it is swallowed), the failure is for the log.
             logger(__name__).warning("failed_while_cancelled", exc_info=raised)
             raise asyncio.CancelledError from raised
-        status = rpc_status.to_status(to_status(_known(error, raised)))
-        async with _drained(context) if request_streaming else nullcontext():
-            await context.abort_with_status(status)
+        await _refuse(context, request, _known(error, raised))
 
 
-@asynccontextmanager
-async def _drained(context: Context) -> AsyncIterator[None]:
-    """Read what the client is still sending and drop it, until it ends, pauses or has been more than enough.
+async def _refuse(context: Context, request: Any, error: Exception) -> None:
+    if isinstance(request, Incoming):
+        await request.drain()
+    await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
-    A grpc.aio client whose write fails while the status is on its way reports INTERNAL instead of the status. The read
-    that is left waiting at a pause ends with the status and is collected then: cancelling it would leak (grpc#43360).
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether `error` is grpc.aio's own way of ending a call, and no status is to be sent.
+
+    An abort has sent one already, a failed batch means that the other side is gone, and a stopped server sends nothing;
+    only a wrong use of the API is a fault like any other.
     """
-    reading = asyncio.create_task(context.read())
-    try:
-        for _ in range(_MAX_DRAINED):
-            done, _ = await asyncio.wait({reading}, timeout=_PAUSE_SECONDS)
-            if not done or reading.exception() or reading.result() is grpc.aio.EOF:
-                break
-            reading = asyncio.create_task(context.read())
-        yield
-    finally:
-        with suppress(grpc.aio.BaseError):
-            await reading
-
-
-_MAX_DRAINED: Final = 256
-_PAUSE_SECONDS: Final = 0.25
-# An abort has sent its status already; a failed batch means that the other side is gone; a stopped server sends none.
-_TRANSPORT = (grpc.aio.AbortError, grpc.aio.InternalError)
+    return isinstance(error, grpc.aio.BaseError) and not isinstance(error, grpc.aio.UsageError)
 
 
 def _is_cancelled() -> bool:
@@ -141,5 +127,10 @@ def _refuse_undecodable(message: Any) -> None:
         raise InvalidRequest("The request is no message of this method.", reason="MALFORMED_REQUEST")
 
 
-async def _unknown_method(_requests: Any, _context: Context) -> None:
-    raise Unimplemented("There is no such method.", reason="UNKNOWN_METHOD")
+async def _unknown_method(_requests: Any, context: Context) -> None:
+    refusal = Unimplemented("There is no such method.", reason="UNKNOWN_METHOD")
+    await _refuse(context, Incoming(context), refusal)
+
+
+UNKNOWN_METHOD: Final[Handler] = grpc.stream_stream_rpc_method_handler(_unknown_method)
+"""Answers whatever nobody serves. Not measured: its name is the caller's invention, and would become a label."""

@@ -15,7 +15,9 @@ from opentelemetry.context import Context as TraceContext
 from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from services.chassis.handlers import Context, Continuation, Found, is_infrastructure, wrap
+from services.chassis.errors.interceptor import UNKNOWN_METHOD
+from services.chassis.handlers import Continuation, Found, is_infrastructure, wrap
+from services.chassis.incoming import Context
 from services.chassis.logs import logger
 from services.chassis.telemetry.provider import Telemetry
 
@@ -53,13 +55,13 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
         """The next handler, measured."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or is_infrastructure(method):
+        if handler is None or handler is UNKNOWN_METHOD or is_infrastructure(method):
             return handler
         metadata = handler_call_details.invocation_metadata or ()
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         # From an empty context, not the server's own: a call without a traceparent begins a trace.
         parent = _PROPAGATOR.extract(carrier, context=TraceContext())
-        return wrap(handler, lambda context: self._measured(context, method.removeprefix("/"), parent))
+        return wrap(handler, lambda context, _request: self._measured(context, method.removeprefix("/"), parent))
 
     @asynccontextmanager
     async def _measured(self, context: Context, method: str, parent: TraceContext) -> AsyncIterator[None]:
