@@ -254,6 +254,23 @@ async def test_ctrl_c_cancels_the_generation_and_waits_for_its_end(rushes: Comma
     assert rushes.files() == {}
 
 
+async def test_ctrl_c_of_a_watch_leaves_the_generation_alone_and_says_how_to_go_on(
+    rushes: CommandLine, script: Script
+) -> None:
+    generation_id = (await rushes("create", "a red circle")).out.strip()
+    script.faults = deque([Fault(after=6, silent=True)])
+    process = await rushes.start("watch", generation_id, "--json")
+    assert process.stdout is not None
+    while b'"sequence": "6"' not in await process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    out, _ = await process.communicate()
+
+    assert process.returncode == 130
+    assert f"rushes watch {generation_id} --after 6" in json.loads(out)["message"]
+    assert script.cancelled == set()
+
+
 async def test_a_second_ctrl_c_kills(rushes: CommandLine, script: Script) -> None:
     script.faults = deque([Fault(after=2, silent=True)])
     process = await rushes.start("generate", "a red circle", "--json")

@@ -25,18 +25,17 @@ async def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 
     async def second() -> None:
         await first_in.wait()
-        async with folder.held("generate", told.append) as hold:
+        async with folder.held("generate", on_wait) as hold:
             assert isinstance(hold, Hold)
             assert hold.before is not None
             order.append(f"second after {hold.before.kind}")
 
-    async def third() -> None:
-        while not told:
-            await asyncio.sleep(0.01)
+    def on_wait(holder: Holder) -> None:
+        told.append(holder)
         first_may_go.set()
 
     async with asyncio.TaskGroup() as group:
-        for one in (first, second, third):
+        for one in (first, second):
             group.create_task(one())
     assert order == ["first in", "first out", "second after up"]
     assert [holder.kind for holder in told] == ["up"]

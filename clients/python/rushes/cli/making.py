@@ -129,12 +129,17 @@ async def watch(endpoint: Endpoint, generation_id: str, after: int, outputs: Out
             if recording is not None:
                 recording.name((await client.get(generation_id)).spec)
             ended = None
-            async with aclosing(client.watch(generation_id, after_sequence=after)) as events:
-                async for event in events:
-                    report.event(event)
-                    if recording is not None:
-                        recording.take(event)
-                    ended = generation_at_end(event)
+            try:
+                async with aclosing(client.watch(generation_id, after_sequence=after)) as events:
+                    async for event in events:
+                        report.event(event)
+                        if recording is not None:
+                            recording.take(event)
+                        after = max(after, event.sequence)
+                        ended = generation_at_end(event)
+            except asyncio.CancelledError:
+                goes_on = f"no longer watched, it goes on: rushes watch {generation_id} --after {after}"
+                raise CommandRefused(generation_id, goes_on, code=130) from None
             if ended is None:
                 raise Unavailable("the stream ended before the generation did", reason="STREAM_ENDED")
             await _finish(client, ended, recording, report)
