@@ -36,12 +36,17 @@ class AdapterShelf:
         self._held: OrderedDict[tuple[str, Expert], Adapter] = OrderedDict()
 
     @property
+    def ids(self) -> frozenset[str]:
+        """The adapters that requests may name."""
+        return frozenset(self._entries)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the adapters on the shelf."""
         return sum(low_rank.nbytes for adapter in self._held.values() for low_rank in adapter.values())
 
     def names(self, uses: Sequence[AdapterUse]) -> tuple[tuple[str, ...], ...]:
-        """What of `uses` shapes the latents: ids, file hashes and weights. Raises `KeyError` for an unknown id."""
+        """What of `uses` shapes the latents: ids, file hashes and weights. Every id must be one of `ids`."""
         return tuple(
             (
                 use.id,

@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LowRank:
-    """What an adapter adds to a layer's output: up (down x). `down` is [rank, in], `up` [out, rank] times alpha / rank."""
+    """What an adapter adds to a layer's output, up (down x): `down` [rank, in], `up` [out, rank] times alpha / rank."""
 
     down: torch.Tensor
     up: torch.Tensor

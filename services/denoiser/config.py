@@ -15,6 +15,9 @@ class DenoiserConfig(ModelServiceConfig):
     retry_after_seconds: float = Field(
         5.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"
     )
+    adapter_cache_bytes: int = Field(
+        2 * 2**30, ge=0, description="how much of the adapters stays on the device between generations"
+    )
     guidance_batch: Literal["auto", "on", "off"] = Field(
         "auto", description="evaluate positive and negative prompt in one batch; auto does so for small clips"
     )

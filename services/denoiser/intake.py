@@ -1,18 +1,21 @@
 """Reads the caller's stream into checked work, before anything touches the device."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
 from services.chassis.bundles import Bundle, BundleReceiver, unpack
 from services.chassis.errors import FailedPrecondition, InvalidRequest
+from services.denoiser.adapter_shelf import AdapterShelf, AdapterUse
+from services.denoiser.adapters import Adapter, AdapterMisfit
 from services.denoiser.checkpoint import StateMismatch, read_state
 from services.denoiser.conditioning import Conditioning
+from services.denoiser.experts import Expert
 from services.denoiser.guidance import Guidance
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
 from services.denoiser.previews import PreviewRequest
-from services.denoiser.session import CheckpointPolicy, Work
+from services.denoiser.session import CheckpointPolicy, Studio, Work
 from services.denoiser.settings import Settings
 from services.denoiser.shapes import VideoShape
 from services.denoiser.solvers import SolverState
@@ -34,14 +37,16 @@ async def read_start(requests: Requests) -> denoiser_pb2.DenoiseStart:
     raise InvalidRequest.of("start", "must be the first message")
 
 
-async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, pool: ExpertPool) -> Work:
+async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio: Studio) -> Work:
     """The work that `start` and the bundles that follow it in `requests` order.
 
     Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk, and `FailedPrecondition` for a state
-    of another run or for steps whose expert is not here.
+    of another run, for steps whose expert is not here, or for an adapter that does not fit the experts.
     """
+    pool = studio.pool
     _check_limits(start, pool)
-    plan = make_plan(start, pool)
+    uses = _adapter_uses(start, studio.shelf)
+    plan = make_plan(start, pool, studio.shelf.names(uses))
     conditioning_limit = 2 * pool.manifest.text.max_length * pool.first.text_dim * 4 + _HEADER_BYTES
     _check_size("start.conditioning_size", start.conditioning_size, conditioning_limit)
     _check_size("start.state_size", start.state_size, _STATE_TENSORS * plan.latents.numel * 4 + _HEADER_BYTES)
@@ -63,11 +68,15 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, pool: 
             every_seconds=policy.every_seconds if policy.HasField("every_seconds") else None,
             every_steps=policy.every_steps,
         ),
+        adapters=await _adapters(uses, plan, studio) if uses else {},
     )
 
 
-def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> Plan:
-    """What `start` asks of `pool`: settings filled in from the model's defaults, and the range of steps."""
+def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool, adapters: Sequence[Sequence[str]] = ()) -> Plan:
+    """What `start` asks of `pool`: settings filled in from the model's defaults, and the range of steps.
+
+    `adapters` are their names for the fingerprint.
+    """
     settings = _settings(start.sampling, pool)
     schedule = settings.schedule()
     shape = VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames)
@@ -80,7 +89,7 @@ def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool) -> Plan:
         seed=start.seed,
         first_step=start.first_step,
         end_step=start.end_step if start.HasField("end_step") else schedule.steps,
-        fingerprint=fingerprint(pool.fingerprint, pool.dtype_name, settings, schedule, latents),
+        fingerprint=fingerprint(pool.fingerprint, pool.dtype_name, settings, schedule, latents, adapters),
     )
     if plan.first_step >= schedule.steps:
         raise InvalidRequest.of("start.first_step", f"must be less than the schedule's {schedule.steps} steps")
@@ -151,6 +160,37 @@ def _previews(settings: sampling_pb2.PreviewSettings) -> PreviewRequest:
         frames=settings.frames or 1,
         encoding="jpeg" if encodings.get(settings.format) == "jpeg" else "webp",
     )
+
+
+def _adapter_uses(start: denoiser_pb2.DenoiseStart, shelf: AdapterShelf) -> list[AdapterUse]:
+    uses = [
+        AdapterUse(
+            id=use.id,
+            weight_high=use.weight_high if use.HasField("weight_high") else 1.0,
+            weight_low=use.weight_low if use.HasField("weight_low") else 1.0,
+        )
+        for use in start.adapters
+    ]
+    for index, use in enumerate(uses):
+        if use.id not in shelf.ids:
+            known = ", ".join(sorted(shelf.ids)) or "none: this model has no adapters"
+            raise InvalidRequest.of(f"start.adapters[{index}].id", f"must be one of {known}", reason="UNKNOWN_ADAPTER")
+        if use.id in {other.id for other in uses[:index]}:
+            raise InvalidRequest.of(f"start.adapters[{index}].id", "must not be named twice")
+    return uses
+
+
+async def _adapters(
+    uses: Sequence[AdapterUse], plan: Plan, studio: Studio
+) -> dict[Expert, Sequence[tuple[Adapter, float]]]:
+    experts = {plan.expert(step) for step in range(plan.first_step, plan.end_step)}
+    try:
+        return {
+            expert: await studio.thread.run(studio.shelf.take, uses, expert, studio.pool.experts[expert])
+            for expert in experts
+        }
+    except AdapterMisfit as misfit:
+        raise FailedPrecondition(f"An adapter does not fit this model: {misfit}.", reason="ADAPTER_MISFIT") from None
 
 
 def _check_size(field: str, size: int, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from services.denoiser.experts import Expert, boundary_step, expert_at
@@ -41,10 +42,18 @@ class Plan:
         return self.end_step == self.schedule.steps
 
 
-def fingerprint(model: str, dtype: str, settings: Settings, schedule: Schedule, latents: LatentShape) -> str:
+def fingerprint(  # noqa: PLR0917  (facts of one kind each)
+    model: str,
+    dtype: str,
+    settings: Settings,
+    schedule: Schedule,
+    latents: LatentShape,
+    adapters: Sequence[Sequence[str]] = (),
+) -> str:
     """Names everything that shapes the latents besides seed and text: 32 hexadecimal digits.
 
-    `model` is the fingerprint of the weights. Two runs of equal fingerprint may continue each other's states.
+    `model` is the fingerprint of the weights, `adapters` the names that `AdapterShelf.names` gives. Two runs of equal
+    fingerprint may continue each other's states.
     """
     content = {
         "state_schema": STATE_SCHEMA,
@@ -54,5 +63,6 @@ def fingerprint(model: str, dtype: str, settings: Settings, schedule: Schedule, 
         "sigmas": schedule.sigmas,
         "timesteps": schedule.timesteps,
         "latents": asdict(latents),
+        "adapters": adapters,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

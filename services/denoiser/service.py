@@ -6,9 +6,10 @@ from contextlib import aclosing, asynccontextmanager
 
 from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc
 from services.chassis.errors import FailedPrecondition, Unavailable
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
+from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, read_start, read_work
 from services.denoiser.outbox import Outbox
@@ -38,9 +39,9 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
             raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
         spans = Spans()
         start = await read_start(request_iterator)
-        async with self._turnstile.seat(priority=0) as seat:
+        async with self._turnstile.seat(start.priority) as seat:
             with spans.measure("denoise.receive"):
-                work = await read_work(start, request_iterator, self._studio.pool)
+                work = await read_work(start, request_iterator, self._studio)
             yield accepted_message(work.plan)
             outbox = Outbox()
             run = asyncio.create_task(Session(self._studio, seat, work, outbox, spans).run())
@@ -76,6 +77,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
         studio = Studio(
             pool=pool,
             thread=thread,
+            shelf=AdapterShelf(folder, config.adapter_cache_bytes),
             projection=LatentProjection(pool.manifest.latent_rgb, device),
             guidance_batch=config.guidance_batch,
             draining=draining,

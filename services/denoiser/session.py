@@ -1,18 +1,21 @@
 """One run of the denoising loop on the device, reporting into an outbox."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from services.chassis.bundles import pack
 from services.chassis.errors import Exhausted
 from services.chassis.telemetry import meter
+from services.denoiser.adapter_shelf import AdapterShelf
+from services.denoiser.adapters import Adapter
 from services.denoiser.checkpoint import state_metadata, state_tensors
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
+from services.denoiser.experts import Expert
 from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
 from services.denoiser.pace import Pace
 from services.denoiser.plan import Plan
@@ -50,6 +53,7 @@ class Work:
     state: SolverState | None
     previews: PreviewRequest | None
     checkpoints: CheckpointPolicy
+    adapters: Mapping[Expert, Sequence[tuple[Adapter, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +62,7 @@ class Studio:
 
     pool: ExpertPool
     thread: DeviceThread
+    shelf: AdapterShelf
     projection: LatentProjection
     guidance_batch: str
     draining: asyncio.Event
@@ -146,6 +151,7 @@ class Session:
             guidance=plan.settings.guidance,
             boundary_ratio=plan.settings.boundary_ratio,
             shape=plan.latents,
+            adapters=self._work.adapters,
             batched=batch == "on" or (batch == "auto" and plan.latents.tokens <= BATCHED_TOKENS),
         )
         state = self._work.state or SolverState.start(prior(plan.latents, plan.seed))

@@ -25,6 +25,11 @@ class Turnstile:
         """Runs that may have a seat at once."""
         return self._scheduler.seats
 
+    @property
+    def runs(self) -> int:
+        """Runs that have a seat."""
+        return self._scheduler.runs
+
     @asynccontextmanager
     async def seat(self, priority: int) -> AsyncIterator["Seat"]:
         """Hold a seat for the block, or until it is given back earlier.

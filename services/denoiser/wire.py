@@ -173,4 +173,5 @@ def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserRe
             for each in pool.differences
         ],
         latent_channels=pool.first.channels,
+        adapters=[entry.id for entry in manifest.adapters],
     )

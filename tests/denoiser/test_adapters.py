@@ -1,5 +1,6 @@
 """Low-rank adapters: both key layouts, exact against merged weights, and no trace on a neighbour."""
 
+import asyncio
 import gc
 import hashlib
 import json
@@ -7,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from rushes.v1 import denoiser_pb2
+from services.chassis.errors import from_rpc_error
 from services.denoiser.adapter_shelf import AdapterShelf, AdapterUse
 from services.denoiser.adapters import AdapterMisfit, read_adapter
 from services.denoiser.experts import Expert
@@ -20,6 +24,8 @@ from services.denoiser.shapes import VideoShape
 from services.denoiser.transformer import Transformer
 from services.model.errors import ModelRefused
 from services.model.folder import ModelFolder
+from tests.denoiser.caller import STEPS
+from tests.denoiser.conftest import Serve
 
 LATENTS = VideoShape(width=48, height=32, frames=5).latents(16)
 X = prior(LATENTS, 3)
@@ -220,11 +226,51 @@ def test_each_expert_gets_its_own_file_and_weight(adapted_model: Path, expert: T
     assert shelf.take(uses, Expert.LOW, expert) == []
 
 
-def test_an_unknown_adapter_has_no_name(adapted_model: Path) -> None:
-    shelf = AdapterShelf(ModelFolder(adapted_model), 10**9)
-    assert shelf.names([AdapterUse(id="style-0")]) != shelf.names([AdapterUse(id="style-0", weight_low=0.5)])
-    with pytest.raises(KeyError):
-        shelf.names([AdapterUse(id="nobody")])
+async def test_an_adapted_generation_changes_itself_and_not_its_neighbour(serve: Serve, adapted_model: Path) -> None:
+    style = [denoiser_pb2.AdapterUse(id="style-0", weight_low=0.5)]
+    async with serve(model=adapted_model, slots=2) as caller:
+        alone = await caller.denoise()
+        async with asyncio.TaskGroup() as group:
+            adapted = group.create_task(caller.denoise(adapters=style))
+            neighbour = group.create_task(caller.denoise())
+        again = await caller.denoise(adapters=style)
+        assert set((await caller.describe()).adapters) == {"style-0", "style-1", "wrong"}
+    assert neighbour.result().bundles[-1].payload == alone.bundles[-1].payload
+    assert not torch.allclose(adapted.result().latents, alone.latents)
+    assert again.bundles[-1].payload == adapted.result().bundles[-1].payload
+
+
+async def test_an_adapted_run_continues_only_with_its_adapters(serve: Serve, adapted_model: Path) -> None:
+    style = [denoiser_pb2.AdapterUse(id="style-0")]
+    async with serve(model=adapted_model) as caller:
+        whole = await caller.denoise(adapters=style)
+        first = await caller.denoise(adapters=style, end_step=4)
+        rest = await caller.denoise(adapters=style, state=first.state, first_step=4)
+        assert rest.bundles[-1].payload == whole.bundles[-1].payload
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await caller.denoise(state=first.state, first_step=4)
+    assert from_rpc_error(refused.value).reason == "STATE_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    ("uses", "code", "reason"),
+    [
+        ([{"id": "nobody"}], grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_ADAPTER"),
+        ([{"id": "style-0"}, {"id": "style-0"}], grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        ([{"id": "style-0", "weight_high": float("nan")}], grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        ([{"id": "../style-0"}], grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        ([{"id": "wrong"}], grpc.StatusCode.FAILED_PRECONDITION, "ADAPTER_MISFIT"),
+    ],
+)
+async def test_a_wrong_use_of_adapters_is_refused(
+    serve: Serve, adapted_model: Path, uses: list[dict[str, Any]], code: grpc.StatusCode, reason: str
+) -> None:
+    async with serve(model=adapted_model) as caller:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await caller.denoise(adapters=[denoiser_pb2.AdapterUse(**use) for use in uses])
+        assert refused.value.code() is code
+        assert from_rpc_error(refused.value).reason == reason
+        assert len((await caller.denoise()).steps) == STEPS
 
 
 def test_fifty_adapters_cycled_do_not_grow_memory(untrained: Path, tmp_path: Path, expert: Transformer) -> None:
@@ -236,6 +282,7 @@ def test_fifty_adapters_cycled_do_not_grow_memory(untrained: Path, tmp_path: Pat
         expert(X, 900.0, expert.read(TEXT, LATENTS, adapters))
         del adapters
         assert shelf.nbytes <= 100_000
-        gc.collect()
-        tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
-    assert len(set(tensors[5:])) == 1
+        if seed in (9, 49):
+            gc.collect()
+            tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+    assert tensors[0] == tensors[1]

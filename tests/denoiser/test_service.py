@@ -120,6 +120,26 @@ async def test_a_full_house_refuses_at_once_and_says_when_to_come_back(serve: Se
         assert error.retry_after_seconds == 3
 
 
+async def test_a_call_of_a_higher_class_takes_the_slot_and_the_lower_one_gets_its_state_back(serve: Serve) -> None:
+    async with serve(slots=1) as caller:
+        text, slow = conditioning(), {**SLOW, "sampling": {"steps": 20}}
+        whole = await caller.denoise()
+        call = caller.stub.Denoise(requests(start(text, **slow), text))
+        async for response in call:
+            if response.WhichOneof("message") == "step":
+                break
+        urgent = await caller.denoise(priority=3)
+        assert urgent.bundles[-1].payload == whole.bundles[-1].payload
+        handed = await collect(call)
+        assert handed.result is not None
+        assert handed.result.reason == denoiser_pb2.BUNDLE_REASON_PREEMPTED
+        step = handed.result.next_step
+        assert step < 20
+        rest = await caller.denoise(state=handed.state, first_step=step, end_step=step + 1, **slow)
+        assert rest.result is not None
+        assert rest.result.next_step == step + 1
+
+
 async def test_two_runs_on_one_device_do_not_disturb_each_other(caller: Caller) -> None:
     alone = [await caller.denoise(seed=seed) for seed in (1, 2)]
     async with asyncio.TaskGroup() as group:
