@@ -2,7 +2,7 @@
 
 import typer
 
-from rushes.cli.commands import making, reading, running
+from rushes.cli.commands import admin, making, reading, running
 
 app = typer.Typer(
     name="rushes",
@@ -16,3 +16,4 @@ app = typer.Typer(
 
 for part in (making.app, reading.app, running.app):
     app.add_typer(part)
+app.add_typer(admin.app, name="admin")

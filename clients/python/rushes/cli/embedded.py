@@ -141,8 +141,8 @@ async def _import_services(on_loading: OnLoading) -> None:
 
 def _gateway_settings(state: StateFolder) -> dict[str, Any]:
     return {
-        "database_url": f"sqlite:///{state.path.resolve() / 'rushes.db'}",
-        "artifacts_url": str(state.path.resolve() / "artifacts"),
+        "database_url": state.database_url,
+        "artifacts_url": state.artifacts_url,
         "api_keys": False,
     }
 

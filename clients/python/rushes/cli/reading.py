@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from rushes.cli.charts import print_parts, print_tree
+from rushes.cli.columns import print_columns
 from rushes.cli.endpoint import Endpoint
 from rushes.cli.model_choice import UNTRAINED, choose_model
 from rushes.cli.names import default_video
@@ -57,7 +57,7 @@ async def list_generations(endpoint: Endpoint, states: list[str], limit: int, *,
             else:
                 rows.append(_row(generation))
     if not as_json:
-        _print_columns(rows)
+        print_columns(rows)
 
 
 async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None:
@@ -140,7 +140,8 @@ async def delete(endpoint: Endpoint, generation_ids: Sequence[str]) -> None:
 async def usage(endpoint: Endpoint, days: int, *, as_json: bool) -> None:
     """Print what was used, a day a line."""
     async with reader(endpoint) as client:
-        buckets = await client.usage(start=datetime.now(UTC) - timedelta(days=days))
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        buckets = await client.usage(start=today - timedelta(days=days))
     if as_json:
         for bucket in buckets:
             print_json("usage", **as_dict(bucket))
@@ -157,7 +158,7 @@ async def usage(endpoint: Endpoint, days: int, *, as_json: bool) -> None:
                 wording.size(bucket.size_bytes),
             )
         )
-    _print_columns(rows)
+    print_columns(rows)
 
 
 async def models(endpoint: Endpoint, *, as_json: bool) -> None:
@@ -202,21 +203,6 @@ def _state(name: str) -> GenerationState.ValueType:
     if name.lower() not in known:
         raise CommandRefused("--only", f"must be one of {', '.join(known)}")
     return GenerationState.Value(f"GENERATION_STATE_{name.upper()}")
-
-
-def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """The first row is the heading; only the last column may be cut off, and only on a terminal."""
-    console = Console(highlight=False)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    for index, row in enumerate(rows):
-        line = Text(style="bold" if index == 0 else "")
-        for cell, width in zip(row, widths, strict=False):
-            line.append(f"{cell:<{width}}  ")
-        line.append(" ".join(row[-1].split()))
-        if console.is_terminal:
-            console.print(line, no_wrap=True, overflow="ellipsis")
-        else:
-            console.print(line, soft_wrap=True)
 
 
 def _row(generation: Generation) -> tuple[str, ...]:

@@ -51,6 +51,16 @@ class StateFolder:
         return self.path / "rushes.log"
 
     @property
+    def database_url(self) -> str:
+        """The jobs of this folder."""
+        return f"sqlite:///{self.path.resolve() / 'rushes.db'}"
+
+    @property
+    def artifacts_url(self) -> str:
+        """The clips of this folder."""
+        return str(self.path.resolve() / "artifacts")
+
+    @property
     def _lock(self) -> Path:
         return self.path / "holder.json"
 

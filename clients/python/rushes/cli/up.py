@@ -107,11 +107,10 @@ def _programs(settings: UpSettings, state: StateFolder, sockets: Path) -> list[P
         )
         for offset, name in enumerate(STAGES, 1)
     ]
-    folder = state.path.resolve()
     listen = settings.listen or (None if "RUSHES_LISTEN" in os.environ else DEFAULT_LISTEN)
     # A database or a store that the environment names is the operator's choice.
-    database = None if "RUSHES_DATABASE_URL" in os.environ else f"sqlite:///{folder / 'rushes.db'}"
-    artifacts = None if "RUSHES_ARTIFACTS_URL" in os.environ else str(folder / "artifacts")
+    database = None if "RUSHES_DATABASE_URL" in os.environ else state.database_url
+    artifacts = None if "RUSHES_ARTIFACTS_URL" in os.environ else state.artifacts_url
     flags = _flags(listen=listen, database_url=database, artifacts_url=artifacts, **at)
     argv = python_module("services.gateway", *flags, *every, *metrics(0))
     return [*programs, Program(name="gateway", argv=argv, environment=inherited())]
