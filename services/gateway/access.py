@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
 from services.chassis.errors import Exhausted, PermissionDenied, QuotaViolation, Unauthenticated
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.gateway.fair_queue import TokenBucket
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.tenants import Quota, Tenant, TenantStore

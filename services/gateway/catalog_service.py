@@ -1,7 +1,7 @@
 """CatalogService: what can be asked for."""
 
 from rushes.v1 import catalog_pb2, catalog_pb2_grpc
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.gateway.access import Access
 from services.gateway.catalog import Catalog
 from services.gateway.stages import Stages

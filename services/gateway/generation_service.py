@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from rushes.v1 import generation_pb2, generation_pb2_grpc
 from services.chassis.errors import FailedPrecondition, InvalidRequest
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.gateway import views
 from services.gateway.access import Access
 from services.gateway.artifacts import Artifacts, sha256_of

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rushes.v1 import usage_pb2, usage_pb2_grpc
 from services.chassis.errors import InvalidRequest
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.gateway.access import Access
 from services.gateway.store.tenants import TenantStore
 from services.gateway.views import timestamp

@@ -22,7 +22,8 @@ from services.gateway.store.topics import topic
 
 TAIL_EVENTS = 256
 TAIL_BYTES = 8 * 2**20
-PAGE = 64
+PAGE = 16
+"""Events that are read at once: fragments of up to 1 MiB among them."""
 POLL_SECONDS = 1.0
 """How long a tail trusts its bell: another process on the same SQLite file rings none."""
 

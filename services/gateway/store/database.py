@@ -2,112 +2,253 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy
-from sqlalchemy import event
+from sqlalchemy import Executable, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.engine import URL, CursorResult, Engine, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.gateway.store import migrations
 from services.gateway.store.notifications import CHANNEL, LocalNotifications, Notifications, PostgresNotifications
 
-BUSY_TIMEOUT_SECONDS = 30.0
+BUSY_SECONDS = 30.0
+BUSY_POLL_SECONDS = 0.005
+CHECKPOINT_SECONDS = 5.0
 POOL_SIZE = 8
 TOPICS = "topics"
 
 
-class Database:
-    """Connections for reading and for writing, and the bells that ring after a commit.
+class Connection(Protocol):
+    """What the store needs of a connection, whichever dialect it is of."""
 
-    On SQLite all writes of this process go through one connection, one after the other, each in `BEGIN IMMEDIATE`;
-    readers have connections of their own, which the write-ahead log keeps apart from the writer.
+    @property
+    def info(self) -> MutableMapping[Any, Any]:
+        """Notes that go with the connection."""
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement; its rows are all there."""
+
+
+class Database(Protocol):
+    """Transactions, and the bells that ring after a commit."""
+
+    notifications: Notifications
+    postgres: bool
+
+    def read(self) -> contextlib.AbstractAsyncContextManager[Connection]:
+        """A connection in a read transaction."""
+
+    def write(self) -> contextlib.AbstractAsyncContextManager[Connection]:
+        """A connection in a write transaction, committed at the end and rolled back on an error."""
+
+    async def ring(self, connection: Connection, *topics: str) -> None:
+        """Ring `topics` in every gateway once the write transaction of `connection` is committed."""
+
+    def upsert(self, table: sqlalchemy.Table) -> Any:
+        """An INSERT of the dialect, which knows `on_conflict_do_update`."""
+
+
+class _InlineConnection:
+    """A connection of SQLite, run where it is called.
+
+    A statement on a local file takes tens of microseconds, and each of the driver's hops to a thread and back takes as
+    long. What can take longer is kept off the event loop: the write lock is waited for without blocking, and the
+    write-ahead log is folded into the file by a thread.
     """
 
-    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, notifications: Notifications) -> None:
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self._connection = connection
+
+    @property
+    def info(self) -> MutableMapping[Any, Any]:
+        """Notes that go with the connection."""
+        return self._connection.info
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement."""
+        return self._connection.execute(statement, parameters)
+
+
+class SqliteDatabase:
+    """A SQLite file: one writer of this process at a time, in `BEGIN IMMEDIATE`, beside readers of snapshots."""
+
+    postgres = False
+
+    def __init__(self, reader: Engine, writer: Engine) -> None:
         self._reader = reader
         self._writer = writer
-        self.notifications = notifications
-        self.postgres = writer.dialect.name == "postgresql"
-        self._turn: contextlib.AbstractAsyncContextManager[Any] = (
-            contextlib.nullcontext() if self.postgres else asyncio.Lock()
-        )
+        self._turn = asyncio.Lock()
+        self.notifications: Notifications = LocalNotifications()
 
     @contextlib.asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading, in a transaction."""
-        async with self._reader.connect() as connection:
+    async def read(self) -> AsyncIterator[Connection]:
+        """A connection in a read transaction."""
+        with self._reader.connect() as connection:
+            yield _InlineConnection(connection)
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[Connection]:
+        """A connection in a write transaction, committed at the end and rolled back on an error."""
+        topics: list[str] = []
+        async with self._turn, self._begun() as connection:
+            connection.info[TOPICS] = topics
+            yield _InlineConnection(connection)
+        for topic in topics:
+            self.notifications.ring(topic)
+
+    async def ring(self, connection: Connection, *topics: str) -> None:
+        """Ring `topics` in this process once the write transaction of `connection` is committed."""
+        connection.info[TOPICS].extend(topics)
+
+    def upsert(self, table: sqlalchemy.Table) -> Any:
+        """An INSERT of the dialect, which knows `on_conflict_do_update`."""
+        return sqlite.insert(table)
+
+    async def migrate(self) -> None:
+        """Bring the tables up to date."""
+        async with self._begun() as connection:
+            migrations.upgrade(connection)
+
+    async def fold_for_ever(self) -> None:
+        """Fold the write-ahead log into the file now and then, in a thread, beside the readers and the writer."""
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            await asyncio.to_thread(self._fold)
+
+    def _fold(self) -> None:
+        with self._reader.connect() as connection:
+            connection.rollback()
+            connection.connection.dbapi_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+
+    @contextlib.asynccontextmanager
+    async def _begun(self) -> AsyncIterator[sqlalchemy.Connection]:
+        """A write transaction; the lock of another process is waited for."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        with self._writer.connect() as connection:
+            while True:
+                try:
+                    transaction = connection.begin()
+                except OperationalError as busy:
+                    if "locked" not in str(busy) or time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(BUSY_POLL_SECONDS)
+                else:
+                    break
+            with transaction:
+                yield connection
+
+
+class PostgresDatabase:
+    """A PostgreSQL server, shared with other gateways."""
+
+    postgres = True
+
+    def __init__(self, engine: AsyncEngine, notifications: Notifications) -> None:
+        self._engine = engine
+        self.notifications = notifications
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[Connection]:
+        """A connection in a read transaction."""
+        async with self._engine.connect() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[Connection]:
         """A connection in a write transaction, committed at the end and rolled back on an error."""
         topics: list[str] = []
-        async with self._turn, self._writer.begin() as connection:
+        async with self._engine.begin() as connection:
             connection.info[TOPICS] = topics
             yield connection
         for topic in topics:
             self.notifications.ring(topic)
 
-    async def ring(self, connection: AsyncConnection, *topics: str) -> None:
+    async def ring(self, connection: Connection, *topics: str) -> None:
         """Ring `topics` in every gateway once the write transaction of `connection` is committed."""
         connection.info[TOPICS].extend(topics)
-        if self.postgres:
-            for topic in topics:
-                await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_notify(CHANNEL, topic)))
+        for topic in topics:
+            await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_notify(CHANNEL, topic)))
 
     def upsert(self, table: sqlalchemy.Table) -> Any:
         """An INSERT of the dialect, which knows `on_conflict_do_update`."""
-        return (postgresql if self.postgres else sqlite).insert(table)
+        return postgresql.insert(table)
+
+    async def migrate(self) -> None:
+        """Bring the tables up to date."""
+        async with self._engine.begin() as connection:
+            await connection.run_sync(migrations.upgrade)
 
 
 @contextlib.asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[Database]:
     """Open `url` (`sqlite:///path` or `postgresql://...`), bring its tables up to date, and close it at the end."""
     parsed = make_url(url)
-    async with contextlib.AsyncExitStack() as stack:
-        if parsed.get_backend_name() == "sqlite":
-            reader, writer = _sqlite_engines(parsed)
-            notifications: Notifications = LocalNotifications()
-        elif parsed.get_backend_name() == "postgresql":
-            psycopg_url = parsed.set(drivername="postgresql+psycopg")
-            writer = reader = create_async_engine(psycopg_url, pool_size=POOL_SIZE, pool_pre_ping=True)
-            libpq = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-            notifications = await stack.enter_async_context(PostgresNotifications(libpq))
-        else:
-            raise ValueError(f"database {parsed.get_backend_name()}: must be sqlite or postgresql")
-        stack.push_async_callback(writer.dispose)
-        stack.push_async_callback(reader.dispose)
-        async with writer.begin() as connection:
-            await connection.run_sync(migrations.upgrade)
-        yield Database(reader, writer, notifications)
+    opener = {"sqlite": _open_sqlite, "postgresql": _open_postgres}.get(parsed.get_backend_name())
+    if opener is None:
+        raise ValueError(f"database {parsed.get_backend_name()}: must be sqlite or postgresql")
+    async with opener(parsed) as database:
+        yield database
 
 
-def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+@contextlib.asynccontextmanager
+async def _open_sqlite(url: URL) -> AsyncIterator[Database]:
     if not url.database or url.database == ":memory:":
         raise ValueError("database sqlite: needs a file, for readers beside the writer")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    driver = url.set(drivername="sqlite+aiosqlite")
-    # The driver's own implicit transactions are switched off: the listeners below begin them.
-    options = {"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None}
-    reader = create_async_engine(driver, pool_size=4, connect_args=options)
-    writer = create_async_engine(driver, pool_size=1, max_overflow=0, connect_args=options)
-    for engine, begin in ((reader, "BEGIN"), (writer, "BEGIN IMMEDIATE")):
-        event.listen(engine.sync_engine, "connect", _set_pragmas)
-        event.listen(engine.sync_engine, "begin", _beginner(begin))
-    return reader, writer
+    # The driver's own implicit transactions are switched off: the listeners begin them.
+    options = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
+    reader = sqlalchemy.create_engine(url, pool_size=4, connect_args=options)
+    writer = sqlalchemy.create_engine(url, pool_size=1, max_overflow=0, connect_args=options)
+    for engine, begin, wait in ((reader, "BEGIN", True), (writer, "BEGIN IMMEDIATE", False)):
+        event.listen(engine, "connect", _pragmas(wait=wait))
+        event.listen(engine, "begin", _beginner(begin))
+    database = SqliteDatabase(reader, writer)
+    folding = asyncio.create_task(database.fold_for_ever(), name="sqlite-folding")
+    try:
+        await database.migrate()
+        yield database
+    finally:
+        folding.cancel()
+        await asyncio.wait([folding])
+        reader.dispose()
+        writer.dispose()
 
 
-def _set_pragmas(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
+@contextlib.asynccontextmanager
+async def _open_postgres(url: URL) -> AsyncIterator[Database]:
+    engine = create_async_engine(
+        url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=True
+    )
+    libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        async with PostgresNotifications(libpq) as notifications:
+            database = PostgresDatabase(engine, notifications)
+            await database.migrate()
+            yield database
+    finally:
+        await engine.dispose()
+
+
+def _pragmas(*, wait: bool) -> Any:
     # NORMAL: a commit survives the death of any process; after a loss of power the last moments may be missing, as
-    # whole transactions.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+    # whole transactions. The writer folds nothing itself and waits for no lock: both are done beside the event loop.
+    pragmas = ["journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"]
+    if not wait:
+        pragmas += ["wal_autocheckpoint=0", "busy_timeout=0"]
+
+    def set_pragmas(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return set_pragmas
 
 
 def _beginner(statement: str) -> Any:

@@ -1,12 +1,14 @@
 """The one way into a terminal state: state, terminal event and charge in one transaction."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Float, Integer, bindparam, delete, func, insert, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from services.gateway.store.database import Database
+from services.gateway.store.database import Connection, Database
 from services.gateway.store.job import Job, Lease, Outcome
 from services.gateway.store.tables import events, generations, previews, usage
 from services.gateway.store.topics import QUEUE_TOPIC, topic
@@ -14,6 +16,9 @@ from services.gateway.store.transitions import TERMINAL, State, sources
 
 EventOf = Callable[[Job], bytes]
 """Makes the serialised event that a change of a job writes, from the job after the change."""
+
+
+FOLLOWERS = select(generations).where(generations.c.follows == bindparam("leader"), generations.c.state == State.QUEUED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +31,7 @@ class Story:
 
 async def end(
     database: Database,
-    connection: AsyncConnection,
+    connection: Connection,
     *,
     generation_id: str,
     lease: Lease | None,
@@ -37,29 +42,21 @@ async def end(
     """End the generation, under its lease if one is given; None if it had ended or the lease is past."""
     if outcome.state not in TERMINAL:
         raise ValueError(f"{outcome.state.name} is not a terminal state")
-    condition = (generations.c.id == generation_id) & generations.c.state.in_(sources(outcome.state))
-    if lease is not None:
-        condition &= (generations.c.state == State.RUNNING) & (generations.c.lease_epoch == lease.epoch)
-    values: dict[str, object] = {
-        "state": outcome.state,
-        "ended": now,
-        "lease_owner": None,
-        "lease_until": None,
-        "last_sequence": generations.c.last_sequence + 1,
-        "failure": outcome.failure,
-        "video": outcome.video,
-        "latency": outcome.latency,
-        "clip": outcome.clip,
-        "checkpoint": None,
-        "conditioning": None,
+    parameters: dict[str, object] = {
+        "key": generation_id,
+        "to": outcome.state,
+        "now": now,
+        "new_failure": outcome.failure,
+        "new_video": outcome.video,
+        "new_latency": outcome.latency,
+        "new_clip": outcome.clip,
+        "new_steps_run": outcome.steps_run,
+        "done": 1.0 if outcome.state is State.SUCCEEDED else None,
     }
-    if outcome.steps_run is not None:
-        values["steps_run"] = outcome.steps_run
-    if outcome.state is State.SUCCEEDED:
-        values["progress"] = 1.0
-    row = (
-        await connection.execute(update(generations).where(condition).values(values).returning(*generations.c))
-    ).one_or_none()
+    if lease is not None:
+        parameters["lease_number"] = lease.epoch
+    statement = _end(outcome.state, fenced=lease is not None)
+    row = (await connection.execute(statement, parameters)).one_or_none()
     if row is None:
         return None
     job = Job.from_row(row)
@@ -74,7 +71,8 @@ async def end(
         )
     )
     if job.started is not None:
-        await connection.execute(delete(previews).where(previews.c.generation_id == generation_id))
+        if database.postgres:
+            await connection.execute(delete(previews).where(previews.c.generation_id == generation_id))
         await connection.execute(
             insert(usage).values(
                 generation_id=generation_id, tenant=job.tenant, tier=job.tier, ended=now, **asdict(outcome.charge)
@@ -85,23 +83,48 @@ async def end(
     return job
 
 
-async def _free_followers(
-    database: Database, connection: AsyncConnection, job: Job, *, now: float, story: Story
-) -> None:
+@functools.cache
+def _end(state: State, *, fenced: bool) -> ReturningUpdate[Any]:
+    """The update that ends a generation; built once, since building takes longer than running."""
+    condition = (generations.c.id == bindparam("key")) & generations.c.state.in_(sources(state))
+    if fenced:
+        condition &= (generations.c.state == State.RUNNING) & (generations.c.lease_epoch == bindparam("lease_number"))
+    return (
+        update(generations)
+        .where(condition)
+        .values(
+            state=bindparam("to"),
+            ended=bindparam("now"),
+            lease_owner=None,
+            lease_until=None,
+            last_sequence=generations.c.last_sequence + 1,
+            failure=bindparam("new_failure"),
+            video=bindparam("new_video"),
+            latency=bindparam("new_latency"),
+            clip=bindparam("new_clip"),
+            steps_run=func.coalesce(bindparam("new_steps_run", type_=Integer), generations.c.steps_run),
+            progress=func.coalesce(bindparam("done", type_=Float), generations.c.progress),
+            checkpoint=None,
+            conditioning=None,
+        )
+        .returning(*generations.c)
+    )
+
+
+async def _free_followers(database: Database, connection: Connection, job: Job, *, now: float, story: Story) -> None:
     """What waited for this clip gets it; if there is none, it is queued for itself."""
-    following = (generations.c.follows == job.id) & (generations.c.state == State.QUEUED)
+    followers = (await connection.execute(FOLLOWERS, {"leader": job.id})).all()
+    if not followers:
+        return
     if job.state is State.SUCCEEDED:
-        for row in (await connection.execute(select(generations).where(following))).all():
+        for row in followers:
             await answer(database, connection, Job.from_row(row), source=job, now=now, story=story)
         return
-    freed = update(generations).where(following).values(follows=None).returning(generations.c.id)
-    if (await connection.execute(freed)).all():
-        await database.ring(connection, QUEUE_TOPIC)
+    await connection.execute(update(generations).where(generations.c.follows == job.id).values(follows=None))
+    await database.ring(connection, QUEUE_TOPIC)
 
 
-async def answer(
-    database: Database, connection: AsyncConnection, job: Job, *, source: Job, now: float, story: Story
-) -> Job:
+async def answer(database: Database, connection: Connection, job: Job, *, source: Job, now: float, story: Story) -> Job:
     """End a queued generation with the clip of another, whose fragments and stills become its own history."""
     query = select(events.c.payload).where(events.c.generation_id == source.id).order_by(events.c.sequence)
     payloads = [row.payload for row in await connection.execute(query) if story.replayed(row.payload)]

@@ -5,11 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.fair_queue import Backlog, rank, tags
 from services.gateway.store.conditions import QUEUED, RUNNING
-from services.gateway.store.database import Database
+from services.gateway.store.database import Connection, Database
 from services.gateway.store.ending import EventOf, Story, answer, end
 from services.gateway.store.job import Job, NewJob, Outcome, RequestIdReused, StoredEvent, UnknownGeneration
 from services.gateway.store.tables import events, flows, generations, previews, secrets, tier_clocks
@@ -65,7 +64,7 @@ class JobStore:
         return Job.from_row(row)
 
     async def _insert(
-        self, connection: AsyncConnection, new: NewJob, now: float, queued_event: EventOf, *, cached: bool
+        self, connection: Connection, new: NewJob, now: float, queued_event: EventOf, *, cached: bool
     ) -> Job:
         source = await self._equal(connection, new) if cached else None
         in_flight = source is not None and source.state is not State.SUCCEEDED
@@ -114,7 +113,7 @@ class JobStore:
             job = await answer(self._database, connection, job, source=source, now=now, story=self._story)
         return job
 
-    async def _equal(self, connection: AsyncConnection, new: NewJob) -> Job | None:
+    async def _equal(self, connection: Connection, new: NewJob) -> Job | None:
         """A generation with the same clip: the latest that is finished, or one in flight; locked until the commit."""
         query = (
             select(generations)
@@ -229,18 +228,23 @@ class JobStore:
         """Queued work: ahead of rank `before` in `tier`, and in the other tiers; cost and number of what runs."""
         ahead = case((generations.c.tier != tier, 1), (generations.c.rank < before, 1), else_=0)
         query = (
-            select(generations.c.tier, func.sum(ahead), func.sum(ahead * generations.c.cost))
+            select(
+                generations.c.tier,
+                func.sum(ahead).label("number"),
+                func.sum(ahead * generations.c.cost).label("cost"),
+            )
             .where(QUEUED, generations.c.follows.is_(None))
             .group_by(generations.c.tier)
         )
-        running = select(func.count(), func.sum(generations.c.cost * (1.0 - generations.c.progress))).where(RUNNING)
+        left = func.sum(generations.c.cost * (1.0 - generations.c.progress))
+        running = select(func.count().label("number"), left.label("cost")).where(RUNNING)
         async with self._database.read() as connection:
             found = {
-                row[0]: Backlog(count=int(row[1] or 0), cost=float(row[2] or 0.0))
+                row.tier: Backlog(count=int(row.number or 0), cost=float(row.cost or 0.0))
                 for row in await connection.execute(query)
             }
-            count, cost = (await connection.execute(running)).one()
-        return found.pop(tier, Backlog()), found, float(cost or 0.0), int(count)
+            now = (await connection.execute(running)).one()
+        return found.pop(tier, Backlog()), found, float(now.cost or 0.0), int(now.number)
 
     async def queued_count(self, tenant: str | None = None) -> int:
         """Generations that wait, of one tenant or of all."""

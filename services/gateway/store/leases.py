@@ -1,14 +1,18 @@
 """What workers do with generations: claim, heartbeat, write under the lease, finish; and the reaper."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, union_all, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Select, bindparam, func, insert, select, union_all, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from services.gateway.fair_queue import Tier, TierClock, advance, choose_tier
 from services.gateway.store.conditions import QUEUED, RUNNING
-from services.gateway.store.database import Database
+from services.gateway.store.database import Connection, Database
 from services.gateway.store.ending import EventOf, Story, end
 from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
 from services.gateway.store.tables import events, generations, previews, tenants, tier_clocks
@@ -18,6 +22,22 @@ from services.gateway.store.transitions import State
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 WHOLE_QUEUE = 0
 """The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
+CLOCKS = select(tier_clocks).order_by(tier_clocks.c.tier).with_for_update()
+INSERT_EVENTS = insert(events)
+TAKE = (
+    update(generations)
+    .where(generations.c.id == bindparam("key"), generations.c.state == State.QUEUED)
+    .values(
+        state=State.RUNNING,
+        lease_owner=bindparam("owner"),
+        lease_epoch=generations.c.lease_epoch + 1,
+        lease_until=bindparam("until"),
+        attempt=generations.c.attempt + 1,
+        started=func.coalesce(generations.c.started, bindparam("now")),
+        last_sequence=generations.c.last_sequence + 1,
+    )
+    .returning(*generations.c)
+)
 
 
 class LeaseStore:
@@ -40,6 +60,9 @@ class LeaseStore:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._story = story
+        upsert = database.upsert(tier_clocks)
+        excluded = {name: upsert.excluded[name] for name in ("start_tag", "virtual_time")}
+        self._set_clocks = upsert.on_conflict_do_update(index_elements=["tier"], set_=excluded)
         self._heads = union_all(*(select(_head(number).subquery()) for number in self._tiers))
 
     async def claim(self, owner: str, *, started_event: EventOf) -> tuple[Lease, Job] | None:
@@ -48,7 +71,7 @@ class LeaseStore:
         async with self._database.write() as connection:
             clocks = {
                 row.tier: TierClock(start_tag=row.start_tag, virtual_time=row.virtual_time)
-                for row in await connection.execute(select(tier_clocks).order_by(tier_clocks.c.tier).with_for_update())
+                for row in await connection.execute(CLOCKS)
             }
             heads = {row.tier: row for row in await connection.execute(self._heads, {"now": now})}
             capped = await self._capped(connection)
@@ -61,50 +84,27 @@ class LeaseStore:
             if tier is None:
                 return None
             head = heads[tier.number]
-            job = await self._take(connection, head.id, owner, now)
-            if job is None:
+            taking = {"key": head.id, "owner": owner, "now": now, "until": now + self._lease_seconds}
+            row = (await connection.execute(TAKE, taking)).one_or_none()
+            if row is None:
                 return None
+            job = Job.from_row(row)
             clock = clocks.get(tier.number, TierClock())
             virtual_time, clock = advance(
                 virtual_time=virtual_time, clock=clock, tier=tier, cost=job.cost, start_tag=job.start_tag
             )
-            await self._set_clock(connection, WHOLE_QUEUE, TierClock(start_tag=virtual_time))
-            await self._set_clock(connection, tier.number, clock)
+            whole = {"tier": WHOLE_QUEUE, "start_tag": virtual_time, "virtual_time": 0.0}
+            await connection.execute(self._set_clocks, [whole, {"tier": tier.number, **asdict(clock)}])
             await _insert_events(connection, job, [started_event(job)], now)
             await self._database.ring(connection, topic(job.id))
         return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
 
-    async def _capped(self, connection: AsyncConnection) -> set[int]:
+    async def _capped(self, connection: Connection) -> set[int]:
         caps = {number: tier.max_running for number, tier in self._tiers.items() if tier.max_running is not None}
         if not caps:
             return set()
-        counts = select(generations.c.tier, func.count()).where(RUNNING).group_by(generations.c.tier)
-        return {row[0] for row in await connection.execute(counts) if row[0] in caps and row[1] >= caps[row[0]]}
-
-    async def _take(self, connection: AsyncConnection, generation_id: str, owner: str, now: float) -> Job | None:
-        statement = (
-            update(generations)
-            .where(generations.c.id == generation_id, generations.c.state == State.QUEUED)
-            .values(
-                state=State.RUNNING,
-                lease_owner=owner,
-                lease_epoch=generations.c.lease_epoch + 1,
-                lease_until=now + self._lease_seconds,
-                attempt=generations.c.attempt + 1,
-                started=func.coalesce(generations.c.started, now),
-                last_sequence=generations.c.last_sequence + 1,
-            )
-            .returning(*generations.c)
-        )
-        row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else Job.from_row(row)
-
-    async def _set_clock(self, connection: AsyncConnection, tier: int, clock: TierClock) -> None:
-        values = {"start_tag": clock.start_tag, "virtual_time": clock.virtual_time}
-        upsert = self._database.upsert(tier_clocks)
-        await connection.execute(
-            upsert.values(tier=tier, **values).on_conflict_do_update(index_elements=["tier"], set_=values)
-        )
+        counts = select(generations.c.tier, func.count().label("running")).where(RUNNING).group_by(generations.c.tier)
+        return {row.tier for row in await connection.execute(counts) if row.running >= caps.get(row.tier, math.inf)}
 
     async def heartbeat(self, lease: Lease) -> Job:
         """Extend the lease; the answer says whether a cancellation was asked for."""
@@ -121,9 +121,7 @@ class LeaseStore:
         """
         now, last = self._clock(), after + len(payloads)
         async with self._database.write() as connection:
-            job = await _write(
-                connection, lease, {**changes, "last_sequence": last}, generations.c.last_sequence == after
-            )
+            job = await _write(connection, lease, {**changes, "last_sequence": last}, after=after)
             if job is None:
                 known = await _read(connection, lease)
                 if known is None or known.last_sequence != last or known.terminal:
@@ -260,43 +258,51 @@ def _requeued() -> dict[str, object]:
     return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
 
 
-async def _write(
-    connection: AsyncConnection, lease: Lease, values: Mapping[str, object], *conditions: ColumnElement[bool]
-) -> Job | None:
-    statement = (
-        update(generations)
-        .where(
-            generations.c.id == lease.id,
-            generations.c.lease_epoch == lease.epoch,
-            generations.c.state == State.RUNNING,
-            *conditions,
-        )
-        .values(values)
-        .returning(*generations.c)
+@functools.cache
+def _fenced_update(columns: tuple[str, ...], *, in_sequence: bool) -> ReturningUpdate[Any]:
+    """An update of these columns under a lease; built once, since building takes longer than running."""
+    fence = (
+        (generations.c.id == bindparam("lease_id"))
+        & (generations.c.lease_epoch == bindparam("lease_number"))
+        & (generations.c.state == State.RUNNING)
     )
-    row = (await connection.execute(statement)).one_or_none()
+    if in_sequence:
+        fence &= generations.c.last_sequence == bindparam("after")
+    new: dict[str, object] = {column: bindparam(f"new_{column}") for column in columns}
+    return update(generations).where(fence).values(new).returning(*generations.c)
+
+
+async def _write(
+    connection: Connection, lease: Lease, values: Mapping[str, object], *, after: int | None = None
+) -> Job | None:
+    parameters = {f"new_{column}": value for column, value in values.items()}
+    parameters |= {"lease_id": lease.id, "lease_number": lease.epoch}
+    if after is not None:
+        parameters["after"] = after
+    statement = _fenced_update(tuple(values), in_sequence=after is not None)
+    row = (await connection.execute(statement, parameters)).one_or_none()
     return None if row is None else Job.from_row(row)
 
 
-async def _fenced(connection: AsyncConnection, lease: Lease, values: Mapping[str, object]) -> Job:
+async def _fenced(connection: Connection, lease: Lease, values: Mapping[str, object]) -> Job:
     job = await _write(connection, lease, values)
     if job is None:
         raise LeaseLost(lease.id)
     return job
 
 
-async def _read(connection: AsyncConnection, lease: Lease) -> Job | None:
+async def _read(connection: Connection, lease: Lease) -> Job | None:
     query = select(generations).where(generations.c.id == lease.id, generations.c.lease_epoch == lease.epoch)
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else Job.from_row(row)
 
 
-async def _insert_events(connection: AsyncConnection, job: Job, payloads: Sequence[bytes], now: float) -> None:
+async def _insert_events(connection: Connection, job: Job, payloads: Sequence[bytes], now: float) -> None:
     if not payloads:
         return
     first = job.last_sequence - len(payloads) + 1
     await connection.execute(
-        insert(events),
+        INSERT_EVENTS,
         [
             {
                 "generation_id": job.id,
