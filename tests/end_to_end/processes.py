@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 START_SECONDS = 300.0
 STOP_SECONDS = 120.0
 
@@ -60,6 +62,11 @@ class ServiceProcess:
     def log(self) -> str:
         """What it logged so far."""
         return (self.folder / f"{self.label or self.name}.log").read_text()
+
+    def processor_seconds(self) -> float:
+        """Processor time that it used so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     async def kill(self) -> None:
         """`kill -9`."""
