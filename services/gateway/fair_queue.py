@@ -127,6 +127,10 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
 
+    def waiting(self, tier: Tier) -> int:
+        """How much work of a tier waits."""
+        return len(self._heaps.get(tier, ()))
+
     def push(self, work: Work) -> None:
         """Queue `work`."""
         flow = (work.tier.number, work.tenant)
