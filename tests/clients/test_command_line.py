@@ -209,6 +209,12 @@ async def test_an_error_in_json_is_json(rushes: CommandLine) -> None:
     assert line["violations"] == [{"field": "spec.prompt", "rule": "must not be empty"}]
 
 
+async def test_a_suite_is_not_started_for_a_request_that_breaks_a_rule(rushes_alone: CommandLine) -> None:
+    done = await rushes_alone("generate", "x", "--width", "100")
+
+    assert (done.code, done.out, done.err) == (2, "", "rushes: spec.width: must be a positive multiple of 16\n")
+
+
 async def test_an_absent_gateway_is_exit_code_3(rushes_alone: CommandLine) -> None:
     done = await rushes_alone("generate", "x", "--gateway", "127.0.0.1:1")
     assert (done.code, done.err) == (3, "rushes: no gateway answers at 127.0.0.1:1\n")

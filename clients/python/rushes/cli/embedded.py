@@ -13,15 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
 from pydantic import ValidationError
 
+import services.chassis.errors
 from rushes.cli.model_choice import ModelChoice, ensure_written
 from rushes.cli.refusal import CommandRefused
 from rushes.cli.state import StateFolder
+from rushes.client import FieldViolation, InvalidRequest
 from services.chassis.config import ServiceConfig
-from services.chassis.errors import RushesError
 from services.chassis.lifecycle import run_server
 from services.chassis.logs import configure_logging
+from services.chassis.validation import validate
 
 OnLoading = Callable[[str, float | None], None]
 
@@ -96,6 +99,15 @@ async def embedded_gateway(state: StateFolder) -> AsyncIterator[str]:
                     service.stop.set()
         except BaseExceptionGroup as failures:
             raise _refusal(_first(failures)) from None
+
+
+def check_request(request: Message) -> None:
+    """Judge a request by the rules of the protos before the suite is loaded for it. Raises `InvalidRequest`."""
+    try:
+        validate(request)
+    except services.chassis.errors.InvalidRequest as refused:
+        violations = tuple(FieldViolation(field=one.field, rule=one.rule) for one in refused.violations)
+        raise InvalidRequest(refused.message, reason=refused.reason, violations=violations) from None
 
 
 class _Service:
@@ -177,7 +189,8 @@ def _refusal(failure: BaseException) -> BaseException:
         detail = failure.errors()[0]
         option = "--" + "-".join(str(part) for part in detail["loc"]).replace("_", "-")
         return CommandRefused(option, detail["msg"])
-    if isinstance(failure, RushesError):
-        refused = failure.reason == "MODEL_REFUSED"
-        return CommandRefused("--model" if refused else "suite", failure.message, code=2 if refused else 3)
+    if isinstance(failure, services.chassis.errors.RushesError):
+        option = "--model" if failure.reason == "MODEL_REFUSED" else "suite"
+        later = isinstance(failure, services.chassis.errors.Unavailable)
+        return CommandRefused(option, failure.message, code=3 if later else 2)
     return failure

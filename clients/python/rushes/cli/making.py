@@ -18,7 +18,14 @@ from rushes.cli.reports import Report, open_report
 from rushes.cli.reports.json_lines import as_dict, print_json
 from rushes.cli.state import Holder
 from rushes.client import Client, RushesError, Unavailable, generation_at_end, succeeded
-from rushes.v1.generation_pb2 import Generation, GenerationEvent, GenerationSpec, GenerationState
+from rushes.v1.generation_pb2 import (
+    CreateGenerationsRequest,
+    GenerateRequest,
+    Generation,
+    GenerationEvent,
+    GenerationSpec,
+    GenerationState,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +63,7 @@ async def generate_clip(
     """Make a clip: at the named gateway, at the suite that `rushes up` runs here, or with a suite in this process."""
     with open_report(as_json=as_json) as report, interruptible() as interrupt:
         recording = Recording(outputs.video, outputs.previews, report)
-        async with _some_gateway(endpoint, asked, report) as client:
+        async with _some_gateway(endpoint, asked, report, GenerateRequest(spec=spec)) as client:
             if endpoint.gateway is not None:
                 spec.model = asked.model or ""
             await make(client, spec, recording, report, interrupt, prefer_cache=prefer_cache)
@@ -71,7 +78,7 @@ async def generate_clips(
     specs = read_batch(batch, settings)
     _make_folder(output)
     with open_batch_report(len(specs), as_json=as_json) as (report, bar), interruptible():
-        async with _some_gateway(endpoint, asked, report) as client:
+        async with _some_gateway(endpoint, asked, report, CreateGenerationsRequest(specs=specs)) as client:
             for spec in specs:
                 if endpoint.gateway is not None and asked.model is not None:
                     spec.model = asked.model
@@ -146,8 +153,13 @@ async def watch(endpoint: Endpoint, generation_id: str, after: int, outputs: Out
 
 
 @asynccontextmanager
-async def _some_gateway(endpoint: Endpoint, asked: Asked, report: Report) -> AsyncIterator[Client]:
-    """A client of the named gateway, of the suite that `rushes up` runs here, or of a suite in this process."""
+async def _some_gateway(
+    endpoint: Endpoint, asked: Asked, report: Report, request: GenerateRequest | CreateGenerationsRequest
+) -> AsyncIterator[Client]:
+    """A client of the named gateway, of the suite that `rushes up` runs here, or of a suite in this process.
+
+    The last is started only for a request that keeps the rules. Raises `InvalidRequest`, `CommandRefused`.
+    """
     if endpoint.gateway is not None:
         asked.refuse_settled(endpoint.gateway, "device", "dtype")
         async with endpoint.client(on_reconnect=report.reconnecting) as client:
@@ -165,8 +177,9 @@ async def _some_gateway(endpoint: Endpoint, asked: Asked, report: Report) -> Asy
             async with endpoint.client(hold.gateway, report.reconnecting) as client:
                 yield client
             return
-        from rushes.cli.embedded import SuiteSettings, embedded_suite  # noqa: PLC0415 - it imports the services
+        from rushes.cli.embedded import SuiteSettings, check_request, embedded_suite  # noqa: PLC0415 - the services
 
+        check_request(request)
         settings = SuiteSettings(model=choice, device=asked.device, dtype=asked.dtype)
         async with (
             embedded_suite(settings, state, report.loading) as own,
