@@ -10,7 +10,7 @@ import torch
 from rushes.v1 import encoder_pb2, encoder_pb2_grpc, latency_pb2, tensors_pb2
 from services.chassis.bundles import chunks, pack
 from services.chassis.errors import InvalidRequest
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
 from services.chassis.slots import Slots

@@ -67,8 +67,6 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
     target_fps = Fraction(order.target_fps) if order.target_fps else fps
     if order.upscaler not in ("", LANCZOS):
         raise InvalidRequest.of(f"{_FINISH}.upscaler", f"must be {LANCZOS} or empty")
-    if order.HasField("watermark_id"):
-        raise InvalidRequest.of(f"{_FINISH}.watermark_id", "must not be set: this service cannot mark clips")
     upscale = order.upscale or 1
     width, height = order.width or shape.width * upscale, order.height or shape.height * upscale
     if max(shape.width, shape.height) * upscale > _MAX_EDGE:
@@ -84,6 +82,7 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
         upscaler=LANCZOS,
         finish=_finish(order, width=width, height=height, duration=duration),
         encoding=_encoding(start.video, speed=target_fps / fps),
+        mark_id=order.watermark_id if order.HasField("watermark_id") else None,
         rules=_rules(start.inspection),
         poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
         contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,

@@ -15,7 +15,7 @@ class RenderPlan:
     """The clip as denoised (`width`, `height`, `num_frames`, `fps`), and what becomes of it.
 
     `target_fps` is the rate of the finished clip, `upscale` how much larger the pictures become before `finish`, which
-    has the finished size.
+    has the finished size. `mark_id`, where there is one, is carried by every finished frame.
     """
 
     width: int
@@ -27,6 +27,7 @@ class RenderPlan:
     upscaler: str
     finish: Finish
     encoding: Encoding
+    mark_id: int | None = None
     rules: Mapping[Check, Rule] = field(default_factory=dict)
     poster: bool = False
     contact_sheet: bool = False

@@ -18,6 +18,7 @@ from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
 from services.postprocess.inspection import Action, Finding, Inspector
 from services.postprocess.interpolate import Interpolator
+from services.postprocess.mark import Marker
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.plan import RenderPlan
 from services.postprocess.stills import Still, StillTaker
@@ -81,6 +82,7 @@ class Rendering:
             *([LanczosUpscaler(plan.upscale)] if plan.upscale > 1 else []),
             self._inspector,
             *([Finisher(finish, total=total, fps=fps)] if finish.changes(*plan.upscaled_size) else []),
+            *([Marker(plan.mark_id)] if plan.mark_id is not None else []),
             self._stills,
             self._encoder,
         ]

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 
 from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc
 from services.chassis.errors import FailedPrecondition, Internal, Unavailable
-from services.chassis.handlers import Context
+from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
 from services.chassis.slots import Slots

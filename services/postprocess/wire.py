@@ -57,6 +57,8 @@ def _finish_message(plan: RenderPlan) -> finishing_pb2.FinishPlan:
         fade_in_seconds=finish.fade_in,
         fade_out_seconds=finish.fade_out,
     )
+    if plan.mark_id is not None:
+        message.watermark_id = plan.mark_id
     if finish.label:
         message.label.text, message.label.opacity = finish.label.text, finish.label.opacity
         message.label.corner = finishing_pb2.Corner.ValueType(_number(CORNERS, finish.label.corner))

@@ -27,6 +27,7 @@ from services.chassis.errors import (
 from services.chassis.lifecycle import run_server
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.frames import Pixels
+from services.postprocess.mark import read_mark
 from services.postprocess.service import open_postprocess
 from tests.postprocess.calls import (
     Clip,
@@ -226,6 +227,16 @@ async def test_a_clip_is_interpolated_enlarged_fitted_and_labelled_on_the_way(po
     inner = frames[8, 20:45, 30:110].astype(int)
     enlarged = np.asarray(Image.fromarray(plain.frames()[4]).resize((120, 90), Image.Resampling.LANCZOS))
     assert np.abs(inner - enlarged[15:40, 30:110]).mean() < 20
+
+
+async def test_a_clip_is_marked_on_request(postprocess: OpenService) -> None:
+    finish = finishing_pb2.FinishPlan(watermark_id=2**64 - 5)
+    async with postprocess() as service:
+        clip = await render(service, render_requests(draw_latents(5, width=160, height=160), finish=finish))
+
+    assert clip.accepted.finish.watermark_id == 2**64 - 5
+    assert "mark" in clip.result.stage_seconds
+    assert read_mark(clip.frames()).mark_id == 2**64 - 5
 
 
 async def test_the_quality_gate_reports_what_it_finds_and_refuses_where_the_rule_says_so(
