@@ -11,10 +11,11 @@ from services.gateway.stages import Stages
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownModel:
-    """A model that every stage has loaded, and the most tokens that its encoder reads."""
+    """A model that every stage has loaded, the most tokens that its encoder reads, and its adapters."""
 
     message: catalog_pb2.Model
     max_tokens: int
+    adapters: frozenset[str]
 
 
 class Catalog:
@@ -34,6 +35,7 @@ class Catalog:
             KnownModel(
                 message=_message(denoisers, [encoders[name].fingerprint, postprocessors[name].fingerprint]),
                 max_tokens=encoders[name].max_tokens,
+                adapters=frozenset.intersection(*(frozenset(one.adapters) for one in denoisers)),
             )
             for name, denoisers in by_model.items()
             if name in encoders and name in postprocessors

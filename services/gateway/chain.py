@@ -65,6 +65,7 @@ class Chain:
     `spec` has every setting filled in. `conditioning` and `state` are what an earlier attempt stored: the embeddings,
     and the solver state after `next_step` steps, or the latents if that is all of them; `boundary_step` is the first
     of the low-noise expert, if it is known. `elapsed` tells the seconds since the generation was created.
+    Work of a higher `priority` takes a denoiser from lower work between two steps if it `preempts`.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Chain:
         state: bytes | None = None,
         next_step: int = 0,
         boundary_step: int | None = None,
+        priority: int = 0,
+        preempts: bool = False,
         patience: Patience,
     ) -> None:
         self._pools = pools
@@ -90,6 +93,8 @@ class Chain:
         self._timeline = timeline
         self._state = state
         self._patience = patience
+        self._priority = priority
+        self._preempts = preempts
         self.conditioning = conditioning
         self.next_step = next_step
         self.boundary_step = boundary_step
@@ -115,7 +120,10 @@ class Chain:
         losses = 0
         while True:
             try:
-                async with self._pools.encoders.slot(wait_seconds=self._patience.slot_seconds) as endpoint:
+                async with self._pools.encoders.slot(
+                    fits=lambda described: described.model == self._spec.model,
+                    wait_seconds=self._patience.slot_seconds,
+                ) as endpoint:
                     start = self._elapsed()
                     encoded = await stages.encode(endpoint, request, timeout=self._patience.encode_seconds)
             except RushesError as error:
@@ -144,7 +152,9 @@ class Chain:
             try:
                 async with (
                     self._pools.denoisers.slot(
-                        fits=self._holds_next, wait_seconds=self._patience.slot_seconds
+                        fits=self._holds_next,
+                        wait_seconds=self._patience.slot_seconds,
+                        preempts=self._preempts,
                     ) as endpoint,
                     aclosing(self._run_steps(endpoint)) as items,
                 ):
@@ -173,7 +183,8 @@ class Chain:
             low_noise = self._spec.sampling.boundary_ratio >= 1.0
         else:
             low_noise = self.next_step >= self.boundary_step
-        return (sampling_pb2.EXPERT_LOW_NOISE if low_noise else sampling_pb2.EXPERT_HIGH_NOISE) in described.experts
+        expert = sampling_pb2.EXPERT_LOW_NOISE if low_noise else sampling_pb2.EXPERT_HIGH_NOISE
+        return described.model == self._spec.model and expert in described.experts
 
     async def _run_steps(self, endpoint: stages.Denoiser) -> AsyncGenerator[stages.DenoiseItem, None]:
         conditioning = self.conditioning or b""
@@ -190,6 +201,8 @@ class Chain:
             checkpoints=denoiser_pb2.CheckpointPolicy(every_seconds=self._patience.checkpoint_seconds),
             conditioning_size=len(conditioning),
             state_size=len(self._state or b""),
+            priority=self._priority,
+            adapters=self._spec.adapters,
         )
         began, steps, inside = self._elapsed(), [], list[latency_pb2.Span]()
         call = stages.denoise(
@@ -214,7 +227,10 @@ class Chain:
         while True:
             try:
                 async with (
-                    self._pools.postprocessors.slot(wait_seconds=self._patience.slot_seconds) as endpoint,
+                    self._pools.postprocessors.slot(
+                        fits=lambda described: described.model == self._spec.model,
+                        wait_seconds=self._patience.slot_seconds,
+                    ) as endpoint,
                     aclosing(self._run_render(endpoint)) as items,
                 ):
                     async for item in items:

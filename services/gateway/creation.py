@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from rushes.v1 import generation_pb2
+from services.chassis.errors import InvalidRequest
 from services.gateway import spec as specs
 from services.gateway import views
 from services.gateway.access import Access
@@ -81,7 +82,16 @@ class Creation:
         *,
         batch: bool = False,
     ) -> tuple[NewJob, generation_pb2.GenerationSpec]:
-        model = self._catalog.find(asked.model).message
+        known = self._catalog.find(asked.model)
+        model = known.message
+        for place, adapter in enumerate(asked.adapters):
+            if adapter.id not in known.adapters:
+                offered = ", ".join(sorted(known.adapters)) or "none are offered"
+                raise InvalidRequest.of(
+                    f"spec.adapters[{place}].id",
+                    f"must be an adapter of the model: {offered}",
+                    reason="ADAPTER_UNKNOWN",
+                )
         spec = specs.resolve(asked, model, seed=entropy.randbits(32))
         if batch:
             spec.tier = generation_pb2.TIER_DRAFT

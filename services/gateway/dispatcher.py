@@ -79,12 +79,17 @@ class Dispatcher:
         with self._notifications.subscribe(QUEUE_TOPIC) as bell:
             while not self._draining.is_set():
                 bell.clear()
-                if self._denoising >= self._workshop.pools.denoisers.slots or not await self._claim(group):
+                slots = self._workshop.pools.denoisers.slots
+                full = self._denoising >= slots
+                # Work that preempts is claimed past the slots: lighter work makes room for it between two steps.
+                if self._denoising >= 2 * slots or not await self._claim(group, preempting=full):
                     await _first_of(bell, self._draining, timeout=POLL_SECONDS)
 
-    async def _claim(self, group: asyncio.TaskGroup) -> bool:
+    async def _claim(self, group: asyncio.TaskGroup, *, preempting: bool) -> bool:
         try:
-            claimed = await self._workshop.leases.claim(self._owner, started_event=views.started_event)
+            claimed = await self._workshop.leases.claim(
+                self._owner, started_event=views.started_event, preempting=preempting
+            )
         except DATABASE_AWAY as failed:
             logger(__name__).warning("claim.retry", error=type(failed).__name__)
             return False

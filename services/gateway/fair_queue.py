@@ -15,7 +15,8 @@ class Tier:
     """A class of service. `weight` is its share of the device while every tier has work.
 
     `max_wait_seconds` is the predicted wait past which new work is refused, `max_running` how many of it may run at
-    once (None: as many as there are devices), `preempts` whether it takes the device from tiers that do not.
+    once (None: as many as there are devices), `preempts` whether it takes the device from tiers that do not,
+    `priority` its class on a device: a higher one has the next step.
     """
 
     number: int
@@ -24,6 +25,7 @@ class Tier:
     max_wait_seconds: float
     max_running: int | None = None
     preempts: bool = False
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -31,9 +33,9 @@ class Tier:
 
 
 TIERS: tuple[Tier, ...] = (
-    Tier(number=1, name="draft", weight=1.0, max_wait_seconds=6 * 3600.0),
-    Tier(number=2, name="standard", weight=4.0, max_wait_seconds=2 * 3600.0),
-    Tier(number=3, name="priority", weight=16.0, max_wait_seconds=3600.0, preempts=True),
+    Tier(number=1, name="draft", weight=1.0, max_wait_seconds=6 * 3600.0, priority=1),
+    Tier(number=2, name="standard", weight=4.0, max_wait_seconds=2 * 3600.0, priority=2),
+    Tier(number=3, name="priority", weight=16.0, max_wait_seconds=3600.0, preempts=True, priority=3),
     Tier(number=4, name="batch", weight=0.25, max_wait_seconds=float("inf")),
 )
 """The classes of `rushes.v1.Tier`, and the one of what came as a batch."""

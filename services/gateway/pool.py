@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
 from services.chassis.channels import open_channel
-from services.chassis.errors import Cancelled, DataLoss, DeadlineExceeded, Internal, RushesError, Unavailable
+from services.chassis.errors import Cancelled, DataLoss, DeadlineExceeded, Exhausted, Internal, RushesError, Unavailable
 from services.chassis.telemetry import TracedChannel
 from services.gateway.breaker import Breaker, Circuit
 
@@ -27,6 +27,7 @@ class Endpoint(Generic[DescriptionT]):
         self.reachable = False
         self.slots = 1
         self.outstanding = 0
+        self.preempting = 0
         self.breaker = Breaker()
 
 
@@ -74,13 +75,15 @@ class Pool(Generic[DescriptionT]):
 
     @contextlib.asynccontextmanager
     async def slot(
-        self, *, fits: Callable[[DescriptionT], bool] = lambda _: True, wait_seconds: float
+        self, *, fits: Callable[[DescriptionT], bool], wait_seconds: float, preempts: bool = False
     ) -> AsyncIterator[Endpoint[DescriptionT]]:
         """An endpoint with a free slot, waited for at most so long; the outcome of the block moves its breaker.
 
-        Raises `Unavailable` if none became free.
+        Work that `preempts` does not wait where lighter work holds the slots: the endpoint makes room for it. Raises
+        `Exhausted` if none became free, `Unavailable` if there is none.
         """
-        endpoint = await self._acquire(fits, wait_seconds)
+        endpoint = await self._acquire(fits, wait_seconds, preempts=preempts)
+        endpoint.preempting += preempts
         try:
             yield endpoint
         except FAULTS:
@@ -96,30 +99,39 @@ class Pool(Generic[DescriptionT]):
             endpoint.breaker = endpoint.breaker.succeeded()
         finally:
             endpoint.outstanding -= 1
+            endpoint.preempting -= preempts
             self._wake()
 
     def _wake(self) -> None:
         self._bell.set()
         self._bell = asyncio.Event()
 
-    async def _acquire(self, fits: Callable[[DescriptionT], bool], wait_seconds: float) -> Endpoint[DescriptionT]:
+    async def _acquire(
+        self, fits: Callable[[DescriptionT], bool], wait_seconds: float, *, preempts: bool
+    ) -> Endpoint[DescriptionT]:
         deadline = time.monotonic() + wait_seconds
         while True:
             now = time.monotonic()
-            free = [
+            fitting = [
                 endpoint
                 for endpoint in self.endpoints
                 if endpoint.reachable
                 and endpoint.description is not None
                 and fits(endpoint.description)
-                and endpoint.outstanding < endpoint.slots
                 and endpoint.breaker.allows(now)
+            ]
+            free = [
+                endpoint
+                for endpoint in fitting
+                if (endpoint.preempting if preempts else endpoint.outstanding) < endpoint.slots
             ]
             if free:
                 endpoint = min(free, key=lambda one: one.outstanding / one.slots)
                 endpoint.outstanding += 1
                 endpoint.breaker = endpoint.breaker.begun(now)
                 return endpoint
+            if now >= deadline and fitting:
+                raise Exhausted(f"Every {self.stage} is busy.", reason="STAGE_BUSY", retry_after_seconds=1.0)
             if now >= deadline:
                 raise Unavailable(f"No {self.stage} is free.", reason="STAGE_UNAVAILABLE")
             with contextlib.suppress(TimeoutError):

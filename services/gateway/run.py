@@ -15,6 +15,7 @@ from services.gateway.artifacts import Artifacts, sha256_of
 from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
+from services.gateway.fair_queue import TIERS
 from services.gateway.history import History
 from services.gateway.latency import Part, Timeline
 from services.gateway.stages import SolverBundle, Stages
@@ -122,6 +123,7 @@ class Run:
             conditioning = await artifacts.get(job.conditioning)
             state = await artifacts.get(job.checkpoint)
         self._timeline.record("queue", stage="gateway", start=self._timeline.end, end=self._elapsed(), part=Part.QUEUE)
+        tier = next(one for one in TIERS if one.number == job.tier)
         return Chain(
             self._workshop.pools,
             generation_id=job.id,
@@ -133,6 +135,8 @@ class Run:
             state=state,
             next_step=job.checkpoint_step if state is not None else 0,
             boundary_step=boundary,
+            priority=tier.priority,
+            preempts=tier.preempts,
             patience=self._workshop.patience,
         )
 

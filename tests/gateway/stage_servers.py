@@ -47,6 +47,7 @@ class Behaviour:
     calls: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     running: int = 0
+    preempted: bool = False
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -104,6 +105,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
             accepted=dn.DenoiseAccepted(first_step=start.first_step, end_step=end, boundary_step=boundary)
         )
         b.running += 1
+        b.preempted = b.running > b.slots
         try:
             reason, index = dn.BUNDLE_REASON_COMPLETED, start.first_step
             while index < end:
@@ -119,6 +121,9 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 if start.previews.every_steps:
                     yield dn.DenoiseResponse(preview=dn.Preview(step_index=index, data=x * 64))
                 index += 1
+                if b.preempted and not start.priority == 3 and index < total:
+                    b.preempted, reason = False, dn.BUNDLE_REASON_PREEMPTED
+                    break
                 if index in b.drain_at:
                     b.drain_at.discard(index)
                     reason = dn.BUNDLE_REASON_DRAINED

@@ -90,6 +90,21 @@ async def test_the_solver_state_moves_between_the_pools_of_the_two_experts(tmp_p
     assert [event.resumed.reason for event in events if event.HasField("resumed")] == ["EXPERT_BOUNDARY"]
 
 
+async def test_priority_takes_the_device_between_two_steps_and_what_yields_loses_no_step(tmp_path, undisturbed):
+    behaviour = Behaviour(slots=1, step_seconds=0.3)
+    async with suite(tmp_path, behaviour, checkpoint_seconds=30) as running:
+        light = asyncio.create_task(running.generate(SPEC))
+        while not behaviour.steps:
+            await asyncio.sleep(0.01)
+        urgent = await running.generate(gp.GenerationSpec(prompt="now", seed=8, tier=gp.TIER_PRIORITY))
+        assert kinds(urgent)[-1] == "succeeded"
+        assert not light.done()
+        events = await light
+        assert clip(events) == undisturbed
+        assert [event.resumed.reason for event in events if event.HasField("resumed")] == ["STAGE_PREEMPTED"]
+        assert len(behaviour.steps) == 12
+
+
 @pytest.mark.parametrize("fragment", [0, 2])
 async def test_a_postprocessor_lost_in_the_middle_shows_no_fragment_twice(tmp_path, undisturbed, fragment):
     async with suite(tmp_path, Behaviour(on_fragment=once(fragment))) as running:

@@ -229,6 +229,7 @@ BAD = {
         gp.GenerationSpec(prompt="a", sampling={"guidance_scale_high": scale})  # type: ignore[arg-type]
         for scale in (float("nan"), float("inf"), -1.0)
     ],
+    "spec.adapters[0].id": [gp.GenerationSpec(prompt="a", adapters=[{"id": "nobody"}])],  # type: ignore[list-item]
     "spec.sampling.solver": [gp.GenerationSpec(prompt="a", sampling={"solver": 99})],  # type: ignore[arg-type]
 }
 

@@ -65,8 +65,11 @@ class LeaseStore:
         self._set_clocks = upsert.on_conflict_do_update(index_elements=["tier"], set_=excluded)
         self._heads = union_all(*(select(_head(number).subquery()) for number in self._tiers))
 
-    async def claim(self, owner: str, *, started_event: EventOf) -> tuple[Lease, Job] | None:
-        """Lease the generation that fair queueing serves next, or None if none may run."""
+    async def claim(self, owner: str, *, started_event: EventOf, preempting: bool = False) -> tuple[Lease, Job] | None:
+        """Lease the generation that fair queueing serves next, or None if none may run.
+
+        `preempting` looks only at the tiers that take a device from others.
+        """
         now = self._clock()
         async with self._database.write() as connection:
             clocks = {
@@ -79,7 +82,11 @@ class LeaseStore:
             tier = choose_tier(
                 virtual_time=virtual_time,
                 clocks=clocks,
-                backlogged=[self._tiers[number] for number in heads if number not in capped],
+                backlogged=[
+                    self._tiers[number]
+                    for number in heads
+                    if number not in capped and (self._tiers[number].preempts or not preempting)
+                ],
             )
             if tier is None:
                 return None
