@@ -34,11 +34,11 @@ def _end(failure: BaseException, *, as_json: bool) -> int | str | None:
     if isinstance(failure, KeyboardInterrupt | asyncio.CancelledError):
         sys.stderr.write("" if as_json else "rushes: cancelled\n")
         return 130
+    if not isinstance(failure, Exception) or os.environ.get("RUSHES_DEBUG"):
+        raise failure
     from rushes.cli.exits import ending_of  # noqa: PLC0415 - it imports grpc, which most failures do not need
 
-    ending = ending_of(failure) if isinstance(failure, Exception) else None
-    if ending is None:
-        raise failure
+    ending = ending_of(failure)
     if as_json:
         from rushes.cli.reports.json_lines import print_json  # noqa: PLC0415 - as above
 

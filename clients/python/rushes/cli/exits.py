@@ -26,8 +26,8 @@ class Ending:
     facts: dict[str, object]
 
 
-def ending_of(failure: Exception) -> Ending | None:
-    """How a command ends with this failure; None for one that is a fault of the program."""
+def ending_of(failure: Exception) -> Ending:
+    """How a command ends with this failure."""
     if isinstance(failure, errors.RushesError):
         return _of_call(failure)
     if isinstance(failure, CommandRefused):
@@ -37,7 +37,10 @@ def ending_of(failure: Exception) -> Ending | None:
     if isinstance(failure, OSError):
         where = f"{failure.filename}: " if failure.filename else ""
         return _ending(FAILED, f"{where}{failure.strerror or failure}", "FILE_OR_SOCKET")
-    return None
+    if isinstance(failure, ModuleNotFoundError):
+        return _ending(BAD_INPUT, f"{failure.name} is not installed: pip install 'rushes[all]'", "NOT_INSTALLED")
+    what = f"{type(failure).__name__}: {failure}".splitlines()[0]
+    return _ending(FAILED, f"a fault of the program: {what} (RUSHES_DEBUG=1 shows where)", "FAULT")
 
 
 def _of_call(failure: errors.RushesError) -> Ending:
