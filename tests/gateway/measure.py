@@ -1,4 +1,4 @@
-"""Figures of the job store and of the watch: `python -m tests.gateway.measure claims|growth|watchers --database URL`."""
+"""Figures of the job store and the watch: `python -m tests.gateway.measure claims|growth|watchers --database URL`."""
 
 import argparse
 import asyncio
@@ -68,9 +68,9 @@ async def watchers(database: Database, count: int) -> dict[str, float]:
 
     async def watch() -> None:
         async with aclosing(desk.watches.watch("g1", after=2)) as events:
-            async for event in events:
-                if event.HasField("step"):
-                    delays.append(time.perf_counter() - sent[event.step.index])
+            delays.extend(
+                [time.perf_counter() - sent[event.step.index] async for event in events if event.HasField("step")]
+            )
 
     async with desk.watches, asyncio.TaskGroup() as group:
         lease, job = await desk.start()

@@ -111,9 +111,9 @@ def main() -> None:
 
 def plot(rows: Sequence[tuple[float, float, float, float]], path: Path) -> None:
     """Waits over the free load."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - only whoever plots needs it
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = plt.subplots(figsize=(6, 4))
     for column, label in ((1, "paid p95"), (2, "free median"), (3, "free p95")):
         axes.plot([row[0] for row in rows], [max(row[column], 0.1) for row in rows], marker="o", label=label)
     axes.set(yscale="log", xlabel="free load, share of all devices", ylabel="wait until the first step, s")

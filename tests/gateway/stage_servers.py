@@ -41,8 +41,8 @@ class Behaviour:
     experts: tuple[sp.Expert.ValueType, ...] = BOTH
     slots: int = 4
     fragments: int = 3
-    on_step: Callable[[int], None] = lambda index: None
-    on_fragment: Callable[[int], None] = lambda index: None
+    on_step: Callable[[int], None] = lambda _: None
+    on_fragment: Callable[[int], None] = lambda _: None
     drain_at: set[int] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def Encode(self, request, context):
+    async def Encode(self, request, _context):  # noqa: N802 - the name in the proto
         self.behaviour.calls.append("encode")
         payload = _bundle(_hash(request.prompt.encode(), request.negative_prompt.encode()))
         summary = encoder_pb2.TextSummary(tokens=3, total_tokens=3)
@@ -73,7 +73,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         for chunk in chunks(tn.BUNDLE_KIND_CONDITIONING, payload):
             yield encoder_pb2.EncodeResponse(chunk=chunk)
 
-    async def DescribeEncoder(self, request, context):
+    async def DescribeEncoder(self, _request, _context):  # noqa: N802 - the name in the proto
         return encoder_pb2.DescribeEncoderResponse(model=MODEL, fingerprint="e", max_tokens=48, slots=4)
 
 
@@ -92,7 +92,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def Denoise(self, request_iterator, context):
+    async def Denoise(self, request_iterator, _context):  # noqa: N802 - the name in the proto
         b = self.behaviour
         b.calls.append("denoise")
         kinds = (tn.BUNDLE_KIND_CONDITIONING, tn.BUNDLE_KIND_SOLVER_STATE)
@@ -121,7 +121,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 if start.previews.every_steps:
                     yield dn.DenoiseResponse(preview=dn.Preview(step_index=index, data=x * 64))
                 index += 1
-                if b.preempted and not start.priority == 3 and index < total:
+                if b.preempted and start.priority != 3 and index < total:
                     b.preempted, reason = False, dn.BUNDLE_REASON_PREEMPTED
                     break
                 if index in b.drain_at:
@@ -147,7 +147,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
         for chunk in chunks(kind, payload):
             yield dn.DenoiseResponse(chunk=chunk)
 
-    async def DescribeDenoiser(self, request, context):
+    async def DescribeDenoiser(self, _request, _context):  # noqa: N802 - the name in the proto
         limits = dn.ModelLimits(max_width=256, max_height=256, max_frames=81, max_steps=100)
         return dn.DescribeDenoiserResponse(
             model=MODEL,
@@ -163,7 +163,7 @@ class Postprocessor(postprocess_pb2_grpc.PostprocessServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def Render(self, request_iterator, context):
+    async def Render(self, request_iterator, _context):  # noqa: N802 - the name in the proto
         self.behaviour.calls.append("render")
         start, (latents,) = await _receive(request_iterator, tn.BUNDLE_KIND_LATENTS)
         yield pp.RenderResponse(
@@ -183,7 +183,7 @@ class Postprocessor(postprocess_pb2_grpc.PostprocessServiceServicer):
         digest = hashlib.sha256(clip).hexdigest()
         yield pp.RenderResponse(result=pp.RenderResult(num_frames=5, size_bytes=len(clip), sha256=digest))
 
-    async def DescribePostprocess(self, request, context):
+    async def DescribePostprocess(self, _request, _context):  # noqa: N802 - the name in the proto
         return pp.DescribePostprocessResponse(model=MODEL, fingerprint="p", slots=self.behaviour.slots)
 
 
@@ -192,7 +192,7 @@ async def serving(name: str, servicer, adder, listen: str = "127.0.0.1:0") -> As
     """The address of a real server of one servicer."""
 
     @asynccontextmanager
-    async def opened(draining):
+    async def opened(_draining):
         yield [Mounted(add_to_server=adder, servicer=servicer, full_name=f"rushes.v1.{name}")]
 
     async with run_server(ServiceConfig(listen=listen, grace_seconds=0), name, opened) as running:

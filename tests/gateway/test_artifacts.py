@@ -72,6 +72,10 @@ async def test_only_what_is_old_is_offered_for_sweeping(artifacts: Artifacts):
     assert await artifacts.older("clips", before=now + timedelta(hours=1)) == []
 
 
+def files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
 async def test_a_damaged_object_is_not_handed_out(tmp_path: Path):
     artifacts = Artifacts.open(str(tmp_path))
     key = await artifacts.put("checkpoints", b"state")
@@ -85,4 +89,4 @@ async def test_a_write_that_fails_leaves_nothing_visible(tmp_path: Path):
     (tmp_path / "clips").write_bytes(b"a file where a folder has to be")
     with pytest.raises(Unavailable):
         await artifacts.put("clips", b"content")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["clips"]
+    assert files(tmp_path) == ["clips"]

@@ -15,7 +15,7 @@ WORK = st.tuples(TIER, st.sampled_from("abc"), st.floats(0.1, 100.0), st.floats(
 
 
 def work(
-    number: int, tier: Tier, tenant: str = "a", cost: float = 1.0, created: float = 0.0, weight: float = 1.0
+    number: int, tier: Tier, tenant: str = "a", cost: float = 1.0, created: float = 0.0, *, weight: float = 1.0
 ) -> Work:
     return Work(key=str(number), tenant=tenant, tier=tier, cost=cost, created=created, weight=weight)
 

@@ -20,7 +20,7 @@ from services.gateway.store.database import open_database
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
 from tests.gateway.stage_servers import Addresses, Behaviour, Denoiser, serving, stages
-from tests.gateway.suite import SETTINGS, clip, gateway, kind, kinds, suite
+from tests.gateway.suite import SETTINGS, clip, eventually, gateway, kind, kinds, suite
 
 SPEC = gp.GenerationSpec(prompt="a red circle", seed=7)
 
@@ -94,8 +94,7 @@ async def test_priority_takes_the_device_between_two_steps_and_what_yields_loses
     behaviour = Behaviour(slots=1, step_seconds=0.3)
     async with suite(tmp_path, behaviour, checkpoint_seconds=30) as running:
         light = asyncio.create_task(running.generate(SPEC))
-        while not behaviour.steps:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: behaviour.steps)
         urgent = await running.generate(gp.GenerationSpec(prompt="now", seed=8, tier=gp.TIER_PRIORITY))
         assert kinds(urgent)[-1] == "succeeded"
         assert not light.done()
@@ -170,8 +169,7 @@ async def watch(address: str, generation_id: str, after: int) -> list[gp.Generat
         )
         try:
             async for response in call:
-                if response.event.sequence:
-                    found.append(response.event)
+                found.extend([response.event] if response.event.sequence else [])
         except grpc.aio.AioRpcError:
             pass
     return found

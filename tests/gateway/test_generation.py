@@ -153,7 +153,7 @@ async def test_a_page_token_that_was_tampered_with_is_refused(tmp_path):
         token = (await running.stub.ListGenerations(gp.ListGenerationsRequest(page_size=1))).next_page_token
         other_list = gp.ListGenerationsRequest(page_token=token, states=[gp.GENERATION_STATE_FAILED])
         tampered = gp.ListGenerationsRequest(page_token="AAAA" + token[4:])
-        garbage = gp.ListGenerationsRequest(page_token="%%%")
+        garbage = gp.ListGenerationsRequest(page_token="%%%")  # noqa: S106 - a cursor
         for request in (other_list, tampered, garbage):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await running.stub.ListGenerations(request)
@@ -213,8 +213,12 @@ async def test_previews_are_not_made_when_they_are_not_wanted(tmp_path):
 
 
 BAD = {
-    "spec.prompt": [gp.GenerationSpec(), gp.GenerationSpec(prompt=" \n"), gp.GenerationSpec(prompt="x" * 8001)]
-    + [gp.GenerationSpec(prompt="a\x00b")],
+    "spec.prompt": [
+        gp.GenerationSpec(),
+        gp.GenerationSpec(prompt=" \n"),
+        gp.GenerationSpec(prompt="x" * 8001),
+        gp.GenerationSpec(prompt="a\x00b"),
+    ],
     "spec.width": [gp.GenerationSpec(prompt="a", width=100), gp.GenerationSpec(prompt="a", width=4096)],
     "spec.height": [gp.GenerationSpec(prompt="a", height=0), gp.GenerationSpec(prompt="a", height=-16)],
     "spec.num_frames": [gp.GenerationSpec(prompt="a", num_frames=4), gp.GenerationSpec(prompt="a", num_frames=801)],

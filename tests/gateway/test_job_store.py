@@ -13,8 +13,8 @@ from sqlalchemy import delete, select, update
 
 from services.gateway.fair_queue import TIERS
 from services.gateway.store.database import Database, open_database
-from services.gateway.store.job import Job, Lease, LeaseLost, NewJob, Outcome, RequestIdReused, UnknownGeneration
 from services.gateway.store.ending import Story
+from services.gateway.store.job import Job, Lease, LeaseLost, NewJob, Outcome, RequestIdReused, UnknownGeneration
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.leases import LeaseStore
 from services.gateway.store.tables import events, generations, metadata, tenants

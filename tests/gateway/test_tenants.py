@@ -19,7 +19,7 @@ from services.gateway.store.tenants import Quota, TenantStore
 from services.gateway.views import STORY
 from tests.gateway.history_checker import check_histories
 from tests.gateway.stage_servers import Behaviour
-from tests.gateway.suite import clip, kind, kinds, suite
+from tests.gateway.suite import clip, eventually, kind, kinds, suite
 from tests.gateway.test_generation import reason
 
 SPEC = gp.GenerationSpec(prompt="a red circle", seed=7)
@@ -97,23 +97,22 @@ async def test_keys_open_their_own_tenant_and_nothing_else(tmp_path):
 
 async def test_quotas_refuse_and_name_themselves(tmp_path):
     behaviour = Behaviour(step_seconds=0.3, slots=1)
-    async with suite(tmp_path, behaviour, api_keys=True) as running:
-        async with tenant_store(running.config.database_url) as store:
-            for name, quota in {
-                "rate": Quota(requests_per_minute=1),
-                "queue": Quota(max_queued=1),
-                "month": Quota(device_seconds_per_month=0.0),
-            }.items():
-                await store.put(name, quota)
-                key, _ = await store.issue(name)
-                codes = []
-                for _ in range(4):
-                    try:
-                        await running.stub.CreateGeneration(CREATE, metadata=bearer(key))
-                    except grpc.aio.AioRpcError as error:
-                        codes.append((error.code(), reason(error)))
-                expected = {"rate": "RATE_LIMITED", "queue": "TENANT_QUEUE_FULL", "month": "QUOTA_EXHAUSTED"}[name]
-                assert set(codes) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, expected)}, name
+    async with suite(tmp_path, behaviour, api_keys=True) as running, tenant_store(running.config.database_url) as store:
+        for name, quota in {
+            "rate": Quota(requests_per_minute=1),
+            "queue": Quota(max_queued=1),
+            "month": Quota(device_seconds_per_month=0.0),
+        }.items():
+            await store.put(name, quota)
+            key, _ = await store.issue(name)
+            codes = []
+            for _ in range(4):
+                try:
+                    await running.stub.CreateGeneration(CREATE, metadata=bearer(key))
+                except grpc.aio.AioRpcError as error:
+                    codes.append((error.code(), reason(error)))
+            expected = {"rate": "RATE_LIMITED", "queue": "TENANT_QUEUE_FULL", "month": "QUOTA_EXHAUSTED"}[name]
+            assert set(codes) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, expected)}, name
 
 
 async def test_usage_counts_every_generation_once(tmp_path):
@@ -146,8 +145,7 @@ async def test_a_finished_clip_answers_an_equal_request_that_allows_it(tmp_path)
 async def test_equal_requests_in_flight_are_computed_once(tmp_path):
     async with suite(tmp_path, Behaviour(step_seconds=0.1)) as running:
         leader = asyncio.create_task(running.generate(SPEC))
-        while not running.behaviour.steps:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: running.behaviour.steps)
         followers = [asyncio.create_task(running.generate(SPEC, cache=gp.CACHE_MODE_PREFER)) for _ in range(3)]
         clips = {clip(await one) for one in (leader, *followers)}
         assert len(clips) == 1
@@ -160,8 +158,7 @@ async def test_followers_of_a_cancelled_generation_are_computed_for_themselves(t
     async with suite(tmp_path, Behaviour(step_seconds=0.1)) as running:
         leader = (await running.stub.CreateGeneration(CREATE)).generation
         follower = asyncio.create_task(running.generate(SPEC, cache=gp.CACHE_MODE_PREFER))
-        while not running.behaviour.steps:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: running.behaviour.steps)
         await running.stub.CancelGeneration(gp.CancelGenerationRequest(id=leader.id))
         assert kinds(await follower)[-1] == "succeeded"
 

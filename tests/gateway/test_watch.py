@@ -23,6 +23,12 @@ from tests.gateway.conftest import empty_database
 STEP = gp.GenerationEvent(step=denoiser_pb2.StepProgress(index=1)).SerializeToString()
 
 
+async def write_one(history: History) -> None:
+    async with history:
+        await history.append(STEP)
+        await history.flush()
+
+
 class Desk:
     """One gateway's half of the store."""
 
@@ -161,6 +167,4 @@ async def test_the_history_writes_in_order_and_says_when_the_lease_is_lost(datab
         assert (await at.jobs.get("g1", "local")).steps_run == 199
         await at.leases.finish(lease, Outcome(state=State.CANCELLED))
         with pytest.raises(LeaseLost):
-            async with History(at.leases, lease, 202) as history:
-                await history.append(STEP)
-                await history.flush()
+            await write_one(History(at.leases, lease, 202))
