@@ -21,6 +21,7 @@ class DenoiserConfig(ModelServiceConfig):
     guidance_batch: Literal["auto", "on", "off"] = Field(
         "auto", description="evaluate positive and negative prompt in one batch; auto does so for small clips"
     )
+    warm_up: bool = Field(True, description="run each expert once before serving")
     strict_reference: bool = Field(
         False, description="refuse to start where the model differs from Wan's reference in anything that is checked"
     )

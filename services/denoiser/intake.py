@@ -81,6 +81,8 @@ def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool, adapters: Sequ
     schedule = settings.schedule()
     shape = VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames)
     latents = shape.latents(pool.first.channels)
+    if max(latents.grid) > pool.first.max_positions:
+        raise InvalidRequest.of("start.shape", f"must be at most {pool.first.max_positions} patches along each axis")
     plan = Plan(
         shape=shape,
         latents=latents,

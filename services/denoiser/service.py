@@ -19,6 +19,7 @@ from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
 from services.denoiser.step_scheduler import StepScheduler
 from services.denoiser.turnstile import Turnstile
+from services.denoiser.warm_up import warm_up
 from services.denoiser.wire import accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
@@ -70,10 +71,12 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
     the reference under `strict_reference`.
     """
     device = choose_device(config.device)
-    async with DeviceThread.open("denoiser-device") as thread:
+    async with DeviceThread.open("denoiser-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         pool = await thread.run(ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), device)
         _report_differences(pool, strict=config.strict_reference)
+        if config.warm_up:
+            await thread.run(warm_up, pool)
         studio = Studio(
             pool=pool,
             thread=thread,

@@ -80,6 +80,7 @@ class Session:
         self._spans = spans
         self._pace = Pace()
         self._device_seconds = 0.0
+        self._last_ended: float | None = None
         self._steps_run = 0
         self._since_checkpoint = (0, 0.0)
         self._step_seconds = meter().create_histogram(
@@ -165,7 +166,10 @@ class Session:
         expert = plan.expert(step.index)
         self._steps_run += 1
         self._device_seconds += seconds
-        self._pace.observe(expert, seconds)
+        # What other runs did on the device in between counts for the estimate too.
+        ended = timed_step.began + seconds
+        self._pace.observe(expert, ended - (self._last_ended or timed_step.began))
+        self._last_ended = ended
         high_left = max(0, plan.boundary_step - step.state.step)
         low_left = plan.schedule.steps - step.state.step - high_left
         self._step_seconds.record(seconds, {"expert": expert.name.lower()})

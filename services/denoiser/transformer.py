@@ -58,6 +58,11 @@ class Transformer:
         return int(self.module.config.in_channels)
 
     @property
+    def max_positions(self) -> int:
+        """The longest axis, in patches, that the rotary embedding covers."""
+        return int(self.module.config.rope_max_seq_len)
+
+    @property
     def text_dim(self) -> int:
         """Width of a text embedding."""
         return int(self.module.config.text_dim)

@@ -20,3 +20,6 @@ class ModelServiceConfig(ServiceConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto is bfloat16 on a GPU and float32 on the CPU"
     )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads that one computation uses; torch's own choice if unset"
+    )

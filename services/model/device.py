@@ -45,14 +45,17 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 class DeviceThread:
     """One thread that owns the device: whatever touches it runs there, one call after another."""
 
-    def __init__(self, name: str = "device") -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    def __init__(self, name: str = "device", threads: int | None = None) -> None:
+        """`threads`: how many CPU threads a computation uses; None leaves the choice to torch."""
+        self._executor = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix=name, initializer=_limit_threads, initargs=(threads,)
+        )
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, name: str = "device") -> AsyncIterator["DeviceThread"]:
+    async def open(cls, name: str = "device", threads: int | None = None) -> AsyncIterator["DeviceThread"]:
         """A device thread that is joined, its last call finished, when the context ends."""
-        thread = cls(name)
+        thread = cls(name, threads)
         try:
             yield thread
         finally:
@@ -74,3 +77,9 @@ class DeviceThread:
                 yield item  # type: ignore[misc]  # the sentinel is gone
         finally:
             await asyncio.shield(self.run(generator.close))
+
+
+def _limit_threads(threads: int | None) -> None:
+    # Other processes of the suite compute on the same cores: more threads than cores spin against each other.
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -190,7 +190,7 @@ async def test_a_caller_that_does_not_read_does_not_hold_up_the_device(serve: Se
     large = {"shape": {"width": 256, "height": 256, "num_frames": 33}, "sampling": {"steps": 6}}
     checkpoints = denoiser_pb2.CheckpointPolicy(every_steps=1)
     with torch.nn.modules.module.register_module_forward_hook(count):
-        async with serve() as caller:
+        async with serve(warm_up=False) as caller:
             text = conditioning()
             call = caller.stub.Denoise(requests(start(text, checkpoints=checkpoints, **large), text))
             async with asyncio.timeout(60):
@@ -233,3 +233,17 @@ async def test_bfloat16_weights_are_served_on_the_cpu_too(serve: Serve) -> None:
         assert (await caller.describe()).dtype == "bfloat16"
     assert outcome.latents.dtype == torch.float32
     assert torch.isfinite(outcome.latents).all()
+
+
+async def test_each_expert_has_run_once_before_the_first_caller_comes(serve: Serve) -> None:
+    evaluated: list[torch.nn.Module] = []
+
+    def note(module: torch.nn.Module, _inputs: object, _output: object) -> None:
+        if isinstance(module, torch.nn.Linear) and module.out_features == 64:
+            evaluated.append(module)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        async with serve():
+            assert len(evaluated) == len(set(evaluated)) == 2
+        async with serve(warm_up=False):
+            assert len(evaluated) == 2

@@ -113,3 +113,10 @@ async def test_an_error_in_a_step_reaches_the_consumer() -> None:
         with pytest.raises(ArithmeticError, match="in the step"):
             async for _ in thread.iterate(steps()):
                 pass
+
+
+async def test_the_number_of_threads_is_the_operators() -> None:
+    before = torch.get_num_threads()
+    async with DeviceThread.open(threads=1) as thread:
+        assert await thread.run(torch.get_num_threads) == 1
+    torch.set_num_threads(before)

@@ -1,0 +1,24 @@
+"""The first evaluation of each expert, before anyone waits for it."""
+
+import torch
+
+from services.denoiser.pool import ExpertPool
+from services.denoiser.sampler import prior
+from services.denoiser.shapes import VideoShape
+
+_SMALL = VideoShape(width=64, height=64, frames=5)
+
+
+def warm_up(pool: ExpertPool) -> None:
+    """Evaluate every expert once, with two prompts, to pay for the kernels' first use.
+
+    On a GPU, whose kernels are chosen by shape, this is on a clip of the model's default size, which also shows at start
+    and not in a generation that such a clip does not fit; on the CPU it is on a small one.
+    """
+    defaults, shape = pool.manifest.defaults, _SMALL
+    if pool.device.type != "cpu":
+        shape = VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
+    latents = shape.latents(pool.first.channels)
+    for transformer in pool.experts.values():
+        text = torch.zeros(2, pool.manifest.text.max_length, transformer.text_dim)
+        transformer(prior(latents, 0), 500.0, transformer.read(text, latents))
