@@ -12,8 +12,8 @@ _SMALL = VideoShape(width=64, height=64, frames=5)
 def warm_up(pool: ExpertPool) -> None:
     """Evaluate every expert once, with two prompts, to pay for the kernels' first use.
 
-    On a GPU, whose kernels are chosen by shape, this is on a clip of the model's default size, which also shows at start
-    and not in a generation that such a clip does not fit; on the CPU it is on a small one.
+    On a GPU, whose kernels are chosen by shape, this is on a clip of the model's default size, which also shows at
+    start, and not in a generation, that such a clip does not fit; on the CPU it is on a small one.
     """
     defaults, shape = pool.manifest.defaults, _SMALL
     if pool.device.type != "cpu":
