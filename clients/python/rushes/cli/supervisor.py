@@ -146,7 +146,7 @@ def _ending(code: int) -> str:
 
 
 def _code(code: int) -> int:
-    return 2 if code == 2 else 3
+    return 2 if code == 2 else 4
 
 
 def inherited(*, without: Sequence[str] = ()) -> dict[str, str]:

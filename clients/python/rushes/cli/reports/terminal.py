@@ -6,12 +6,16 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 
 from rushes.cli.charts import print_parts
 from rushes.cli.reports import wording
 from rushes.cli.reports.steps import Pace
 from rushes.client.errors import RushesError
 from rushes.v1.generation_pb2 import Generation, GenerationEvent
+
+DETAIL_WIDTH = 72
+"""Columns that the longest line needs beside its bar."""
 
 
 class TerminalReport:
@@ -22,14 +26,14 @@ class TerminalReport:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<8}"),
-            BarColumn(bar_width=32),
-            TextColumn("{task.fields[detail]}"),
+            BarColumn(bar_width=max(8, min(32, console.width - DETAIL_WIDTH))),
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
         self._pace = Pace()
         self._loading: list[str] = []
-        self._bytes = 0
+        self._bytes = self._frames = self._all_frames = 0
         self._files: list[str] = []
 
     def __enter__(self) -> Self:
@@ -74,12 +78,14 @@ class TerminalReport:
             self._show("denoise", event.step.total, event.step.index + 1, self._pace.now(event.step))
         elif kind == "rendering":
             self._show("denoise", self._pace.total, self._pace.total, self._pace.summary())
-            self._show("render", event.rendering.num_frames, 0, "")
+            self._all_frames = event.rendering.num_frames
+            self._show_render()
         elif kind == "rendered":
-            frames, whole = event.rendered.frames_decoded, event.rendered.frames_total
-            self._show("render", whole, frames, f"{frames}/{whole} frames  {wording.size(self._bytes)}")
+            self._frames, self._all_frames = event.rendered.frames_decoded, event.rendered.frames_total
+            self._show_render()
         elif kind == "fragment":
             self._bytes += len(event.fragment.data)
+            self._show_render()
         elif kind == "resumed":
             self.notice(f"going on from step {event.resumed.next_step}: {event.resumed.reason}")
 
@@ -101,6 +107,10 @@ class TerminalReport:
         self._console.print(f"{wording.state(generation)}: {clip}seed {generation.spec.seed}, {generation.id}")
         if generation.HasField("latency"):
             print_parts(self._console, generation.latency)
+
+    def _show_render(self) -> None:
+        detail = f"{self._frames}/{self._all_frames} frames  {wording.size(self._bytes)}"
+        self._show("render", self._all_frames, self._frames, detail)
 
     def _show(self, stage: str, total: float | None, completed: float, detail: str) -> None:
         if stage not in self._bars:
