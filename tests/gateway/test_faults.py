@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -226,3 +227,41 @@ async def test_a_gateway_that_is_stopped_lets_its_generation_finish(tmp_path, un
         assert await running.wait() == 0
     assert kinds(events)[-1] == "succeeded"
     assert clip(events) == undisturbed
+
+
+async def survive_a_storm(folder: Path, *, requests: int, at_once: int) -> None:
+    """Stages that break at random, viewers that go away at random: everything ends once, and nothing hangs."""
+    chance = random.Random(7)
+
+    def breaks(_: int) -> None:
+        if chance.random() < 0.04:
+            raise RuntimeError("broken by the test")
+
+    behaviour = Behaviour(on_step=breaks, on_fragment=breaks)
+    async with suite(folder, behaviour) as running:
+        turns = asyncio.Semaphore(at_once)
+
+        async def one(number: int) -> None:
+            async with turns:
+                spec = gp.GenerationSpec(prompt=f"number {number}", seed=number)
+                call = running.stub.Generate(gp.GenerateRequest(spec=spec))
+                queued = await running.until(call, "queued")
+                call.cancel()
+                events = await watch(running.address, queued.generation_id, 1)
+                assert kinds(events)[-1] == "succeeded"
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(requests):
+                group.create_task(one(number))
+        async with open_database(running.config.database_url) as database:
+            assert await check_histories(database, kind, all_ended=True) == requests
+
+
+async def test_a_storm_of_losses_and_disconnects_leaves_nothing_hanging(tmp_path):
+    await survive_a_storm(tmp_path, requests=24, at_once=8)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+async def test_a_long_storm_of_losses_and_disconnects_leaves_nothing_hanging(tmp_path):
+    await survive_a_storm(tmp_path, requests=1536, at_once=64)
