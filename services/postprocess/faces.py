@@ -11,7 +11,7 @@ import cv2.data
 
 from services.postprocess.measures import Gray
 
-_LOOKS_PER_SECOND = 8
+_LOOKS_PER_SECOND = 4
 _LEAST_SHARE = 0.15
 _LEAST_EYES_AT = 72
 _LEAST_EDGE = 128

@@ -147,7 +147,7 @@ class Inspector:
 
     def _judge_picture(self, index: int, measures: Measures) -> None:
         black = measures.dark > self._threshold(Check.BLACK)
-        flat = measures.edge_width > 0 and (black or measures.bright > self._threshold(Check.OVEREXPOSED))
+        flat = black or measures.bright > self._threshold(Check.OVEREXPOSED)
         self._judge(Check.BLACK, index, measures.dark)
         self._judge(Check.UNDEREXPOSED, index, 0.0 if black else measures.dark)
         self._judge(Check.OVEREXPOSED, index, measures.bright)

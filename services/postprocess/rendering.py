@@ -1,8 +1,6 @@
 """One rendering: the chain that a plan asks for, run over one clip's latents."""
 
-import asyncio
 import hashlib
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -73,7 +71,7 @@ class Rendering:
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
         self._inspector = Inspector(fps=fps, rules=plan.rules)
-        self._stills = StillTaker(total=total)
+        self._stills = StillTaker(total=total, poster=plan.poster, contact_sheet=plan.contact_sheet)
         self._encoder = Mp4Encoder(
             width=finish.width, height=finish.height, fps=fps, encoding=plan.encoding, threads=encoder_threads
         )
@@ -106,19 +104,14 @@ class Rendering:
         refusing = [finding for finding in self._inspector.findings if finding.action is Action.FAIL]
         if refusing:
             raise QualityRefused(refusing[0])
-        work = list(chain.work)
-        if self.plan.poster:
-            start = time.monotonic()
-            yield Poster(still=await asyncio.to_thread(self._stills.poster))
-            work.append(Work(stage="still", start=start, duration=time.monotonic() - start, frames=1))
-        if self.plan.contact_sheet:
-            start = time.monotonic()
-            yield ContactSheet(still=await asyncio.to_thread(self._stills.contact_sheet))
-            work.append(Work(stage="still", start=start, duration=time.monotonic() - start, frames=1))
+        if self._stills.poster:
+            yield Poster(still=self._stills.poster)
+        if self._stills.contact_sheet:
+            yield ContactSheet(still=self._stills.contact_sheet)
         yield Finished(
             num_frames=frames,
             size_bytes=size,
             sha256=digest.hexdigest(),
-            work=tuple(work),
+            work=tuple(chain.work),
             findings=tuple(self._inspector.findings),
         )

@@ -27,52 +27,55 @@ class Still:
 
 
 class StillTaker:
-    """Stage `stills`: lets all frames through and keeps the few that the poster and the contact sheet show.
+    """Stage `still`: lets all frames through and keeps the few that the poster and the contact sheet show.
 
-    It holds one frame at full size and at most twelve small ones, however long the clip of `total` frames is.
+    It holds one frame at full size and at most twelve small ones, however long the clip of `total` frames is. `poster`
+    and `contact_sheet` say what is wanted; `flush` makes it, while the encoder is still at work.
     """
 
-    name = "stills"
+    name = "still"
 
-    def __init__(self, *, total: int) -> None:
-        self._middle = total // 2
-        shown = min(total, _COLUMNS * _ROWS)
-        self._shown = sorted({round(index * (total - 1) / max(1, shown - 1)) for index in range(shown)})
-        self._poster: Image.Image | None = None
+    def __init__(self, *, total: int, poster: bool = True, contact_sheet: bool = True) -> None:
+        self._middle = total // 2 if poster else -1
+        shown = min(total, _COLUMNS * _ROWS) if contact_sheet else 0
+        self._shown = {round(index * (total - 1) / max(1, shown - 1)) for index in range(shown)}
+        self._frame: Image.Image | None = None
         self._cells: list[Image.Image] = []
+        self.poster: Still | None = None
+        self.contact_sheet: Still | None = None
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """Keep what is wanted of these frames, and pass them on as they are."""
         for offset, picture in enumerate(item.pixels):
             if item.first + offset == self._middle:
-                self._poster = _fitted(picture, _POSTER_EDGE)
+                self._frame = _fitted(picture, _POSTER_EDGE)
             if item.first + offset in self._shown:
                 self._cells.append(_fitted(picture, _CELL))
         yield item
 
     def flush(self) -> Iterator[Frames]:
-        """Nothing is held back."""
+        """Make the stills; no frames are held back.
+
+        The poster is the middle frame as JPEG, its longer edge at most 1280 pixels; the contact sheet shows up to
+        twelve frames spread evenly over the clip, in reading order, as PNG of at most 2 MiB.
+        """
+        if self._frame is not None:
+            self.poster = _encoded(self._frame, "JPEG", quality=92, subsampling=0)
+        if self._cells:
+            self.contact_sheet = _encoded(_sheet(self._cells), "PNG")
         yield from ()
 
-    def poster(self) -> Still:
-        """The middle frame as JPEG, its longer edge at most 1280 pixels. Raises `ValueError` before it has passed."""
-        if self._poster is None:
-            raise ValueError("the middle of the clip has not passed yet")
-        return _encoded(self._poster, "JPEG", quality=92, subsampling=0)
 
-    def contact_sheet(self) -> Still:
-        """Up to twelve frames spread evenly over the clip, in reading order, as PNG of at most 2 MiB."""
-        if not self._cells:
-            raise ValueError("no frames have passed yet")
-        width, height = self._cells[0].size
-        columns = min(_COLUMNS, len(self._cells))
-        rows = -(-len(self._cells) // columns)
-        size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
-        sheet = Image.new("RGB", size, (_PAPER, _PAPER, _PAPER))
-        for index, cell in enumerate(self._cells):
-            row, column = divmod(index, columns)
-            sheet.paste(cell, (column * (width + _GAP), row * (height + _GAP)))
-        return _encoded(sheet, "PNG", optimize=True)
+def _sheet(cells: list[Image.Image]) -> Image.Image:
+    width, height = cells[0].size
+    columns = min(_COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
+    sheet = Image.new("RGB", size, (_PAPER, _PAPER, _PAPER))
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        sheet.paste(cell, (column * (width + _GAP), row * (height + _GAP)))
+    return sheet
 
 
 def _fitted(picture: Pixels, edge: int) -> Image.Image:
@@ -81,7 +84,7 @@ def _fitted(picture: Pixels, edge: int) -> Image.Image:
     return image
 
 
-def _encoded(image: Image.Image, image_format: str, **options: int | bool) -> Still:
+def _encoded(image: Image.Image, image_format: str, **options: int) -> Still:
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return Still(format=image_format, width=image.width, height=image.height, data=buffer.getvalue())

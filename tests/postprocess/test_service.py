@@ -152,7 +152,6 @@ async def test_the_measured_parts_lie_within_the_call(postprocess: OpenService) 
         "render.receive",
         "render.decode",
         "render.inspect",
-        "render.stills",
         "render.encode",
         "render.still",
     }
@@ -221,7 +220,7 @@ async def test_a_clip_is_interpolated_enlarged_fitted_and_labelled_on_the_way(po
         "upscale",
         "inspect",
         "finish",
-        "stills",
+        "still",
         "encode",
     }
     inner = frames[8, 20:45, 30:110].astype(int)
