@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.publication import publish, table
 
-NAMES = ("relay", "tensor_stream")
+NAMES = ("relay", "denoiser", "tensor_stream")
 
 
 def main() -> None:
