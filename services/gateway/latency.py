@@ -124,6 +124,7 @@ PARTS: Mapping[str, Part] = {
     "denoise.step": Part.HIGH_NOISE,
     "denoise.preview": Part.PREVIEW,
     "denoise.checkpoint": Part.HAND_OFF,
+    "denoise.pack": Part.HAND_OFF,
     "denoise.receive": Part.TRANSFER,
     "denoise.send": Part.TRANSFER,
     "render": Part.WITHIN,
