@@ -19,7 +19,7 @@ class PostprocessConfig(ModelServiceConfig):
         multiple_of=16,
         description="longest edge of a decoder tile in pixels; 0 decodes whole pictures",
     )
-    tile_overlap: int = Field(64, ge=0, le=1024, multiple_of=8, description="least overlap of two tiles in pixels")
+    tile_overlap: int = Field(96, ge=0, le=1024, multiple_of=8, description="least overlap of two tiles in pixels")
     encoder_threads: int = Field(
         1,
         ge=0,

@@ -36,7 +36,7 @@ class WanDecoder:
     a cache of its own, are blended into a chunk before the next latent frame is touched.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, tile_size: int = 0, tile_overlap: int = 64) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, tile_size: int = 0, tile_overlap: int = 96) -> None:
         config = vae.config
         self._vae = vae
         self._patch: int | None = config.patch_size

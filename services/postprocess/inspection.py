@@ -41,7 +41,7 @@ THRESHOLDS: Final[Mapping[Check, float]] = MappingProxyType(
         Check.UNDEREXPOSED: 0.85,
         Check.OVEREXPOSED: 0.5,
         Check.BLUR: 24.0,
-        Check.BLOCKING: 2.0,
+        Check.BLOCKING: 3.0,
         Check.FACE: 0.34,
     }
 )

@@ -80,5 +80,6 @@ def _blocking(gray: Gray) -> float:
     for steps in (np.abs(np.diff(levels, axis=1)).mean(axis=0), np.abs(np.diff(levels, axis=0)).mean(axis=1)):
         on_grid = steps[_BLOCK - 1 :: _BLOCK]
         beside = np.concatenate([steps[_BLOCK - 2 :: _BLOCK][: len(on_grid)], steps[_BLOCK::_BLOCK]])
-        ratios.append((on_grid.mean() + 0.25) / (beside.mean() + 0.25))
+        # Medians: the edge of a thing in the picture may lie on the grid, but not on every line of it.
+        ratios.append((np.median(on_grid) + 0.25) / (np.median(beside) + 0.25))
     return float(np.mean(ratios))
