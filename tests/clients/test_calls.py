@@ -9,8 +9,9 @@ from rushes.client import Client, InvalidRequest, NotFound, RetryPolicy, Tls, Tr
 from rushes.client.channel import is_local, target
 from rushes.client.retry import Patience
 from rushes.v1 import generation_pb2, sampling_pb2
+from rushes.v1.catalog_pb2_grpc import add_CatalogServiceServicer_to_server
 from tests.clients.conftest import QUICK
-from tests.clients.scripted_gateway import Fault, Script, status
+from tests.clients.scripted_gateway import Fault, Script, ScriptedGateway, status
 
 UNAVAILABLE = status(grpc.StatusCode.UNAVAILABLE, "the gateway is going away", "DRAINING")
 
@@ -115,6 +116,21 @@ async def test_an_api_key_does_not_cross_a_network_in_clear_text() -> None:
         pass
     async with Client("gateway.example:443", api_key="rk_1", allow_plaintext_key=True):
         pass
+
+
+async def test_a_gateway_on_this_machine_is_not_asked_for_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server = grpc.aio.server()
+    add_CatalogServiceServicer_to_server(ScriptedGateway(Script()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(f"127.0.0.1:{port}", retry=QUICK) as client:
+            assert [model.id for model in await client.models()] == ["scripted"]
+    finally:
+        await server.stop(None)
 
 
 async def test_an_absent_gateway_is_unavailable(address: str) -> None:

@@ -94,3 +94,11 @@ async def test_the_signal_that_killed_it_is_named(number: signal.Signals) -> Non
     async with running(code) as (_, task, _):
         with pytest.raises(CommandRefused, match=f"was killed by {number.name}"):
             await task
+
+
+def test_threads_of_the_children_do_not_spin_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert inherited()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert inherited()["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "PATH" not in inherited(without=["PATH"])

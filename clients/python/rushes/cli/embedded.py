@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib
 import logging
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +21,7 @@ import services.chassis.errors
 from rushes.cli.model_choice import ModelChoice, ensure_written
 from rushes.cli.refusal import CommandRefused
 from rushes.cli.state import StateFolder
+from rushes.cli.supervisor import SHARED_CORES
 from rushes.client import FieldViolation, InvalidRequest
 from services.chassis.config import ServiceConfig
 from services.chassis.lifecycle import run_server
@@ -139,6 +141,7 @@ async def _import_services(on_loading: OnLoading) -> None:
     The collector would walk the growing heap of these thousands of modules over and over, for a quarter of the time;
     once loaded they live as long as the process.
     """
+    os.environ.update(SHARED_CORES | os.environ)
     gc.disable()
     try:
         for name in IMPORTS:

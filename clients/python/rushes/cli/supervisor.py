@@ -15,6 +15,10 @@ LONGEST_WAIT_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 LINE_BYTES = 2**20
 
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of torch that wait for each other otherwise spin, and hold the very core that the others wait for: on busy
+cores a solver step takes a hundred times as long. The user's own setting wins."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
@@ -150,5 +154,6 @@ def _code(code: int) -> int:
 
 
 def inherited(*, without: Sequence[str] = ()) -> dict[str, str]:
-    """This process's environment, without the named variables."""
-    return {name: value for name, value in os.environ.items() if name not in without}
+    """This process's environment, without the named variables, for a process that shares its cores with others."""
+    own = {name: value for name, value in os.environ.items() if name not in without}
+    return SHARED_CORES | own

@@ -67,8 +67,10 @@ def is_local(address: str) -> bool:
 def open_channel(address: str, *, tls: Tls | None = None) -> grpc.aio.Channel:
     """A channel to the address; it connects when it is first used. Raises ValueError and OSError (unreadable PEM)."""
     where = target(address)
+    # A proxy of the environment is for the world outside, not for a gateway on this machine.
+    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(address))))
     if tls is None:
-        return grpc.aio.insecure_channel(where, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(where, options=options)
     if (tls.certificate is None) != (tls.key is None):
         raise ValueError("tls: certificate and key must be given together")
     credentials = grpc.ssl_channel_credentials(
@@ -77,4 +79,4 @@ def open_channel(address: str, *, tls: Tls | None = None) -> grpc.aio.Channel:
         certificate_chain=tls.certificate.read_bytes() if tls.certificate else None,
     )
     name = (("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else ()
-    return grpc.aio.secure_channel(where, credentials, options=(*CHANNEL_OPTIONS, *name))
+    return grpc.aio.secure_channel(where, credentials, options=(*options, *name))
