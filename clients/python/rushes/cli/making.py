@@ -1,4 +1,4 @@
-"""`rushes generate`, `create` and `watch`."""
+"""`rushes generate`, one clip or a batch, `create`, `regenerate` and `watch`."""
 
 import asyncio
 import sys
