@@ -9,6 +9,9 @@ STUBS   := $(wildcard protos/rushes/v1/*.proto) protos/buf/validate/validate.pro
 # torch is installed first and on its own, so that nothing else decides which build of it comes.
 TORCH   := torch==2.13.0
 
+# Many processes share the cores during the tests: threads of torch must not spin while they wait.
+ALONE   := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup generate test check fix protos up bench soak clean
 
@@ -41,10 +44,10 @@ up: $(VENV)/run ## Run all services as separate processes.
 	@$(BIN)/rushes up $(ARGS)
 
 test: $(VENV)/dev ## Run the tests.
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not soak' $(ARGS)
+	@$(ALONE) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not soak' $(ARGS)
 
 soak: $(VENV)/dev ## Run the long forms of the fault and load tests.
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m soak $(ARGS)
+	@$(ALONE) $(BIN)/pytest -q -m soak $(ARGS)
 
 check: $(VENV)/dev ## Style, types, walls, protos.
 	@$(BIN)/ruff format --check .
