@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from models.tiny.read_back import read_back
+from models.tiny.read_back import Reading, read_back
 from models.tiny.sampler import Sampler, Settings
 from models.tiny.scores import ATTRIBUTES, Tally, wilson
 from models.tiny.train.latent_space import to_signal
@@ -34,7 +34,8 @@ Array = npt.NDArray[np.float32]
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
 _BATCH: Final = 10
-_SHEET: Final = 24
+_SHEET_ONE: Final = 15
+_SHEET_OTHERS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +76,11 @@ def load_settings(weights: Path) -> Settings:
     )
 
 
-def generate(
-    sampler: Sampler, cases: list[Case], settings: Settings, prompts: list[str] | None = None
-) -> Iterator[tuple[Case, Array]]:
-    """Each case with its generated frames; ``prompts`` replaces the cases' own."""
-    wanted = prompts or [case.prompt for case in cases]
+def generate(sampler: Sampler, cases: list[Case], settings: Settings) -> Iterator[tuple[Case, Array]]:
+    """Each case with its generated frames."""
     for start in range(0, len(cases), _BATCH):
         batch = cases[start : start + _BATCH]
-        latents = sampler.latents(wanted[start : start + _BATCH], [case.seed for case in batch], settings)
+        latents = sampler.latents([case.prompt for case in batch], [case.seed for case in batch], settings)
         yield from zip(batch, sampler.frames(latents).numpy(), strict=True)
 
 
@@ -121,6 +119,7 @@ def through_vae(sampler: Sampler, frames: Array) -> Array:
 def contact_sheet(clips: list[tuple[Case, Array]]) -> npt.NDArray[np.uint8]:
     """Four frames of each clip in a row, rows in three columns."""
     rows = [np.concatenate(list(frames[np.linspace(0, len(frames) - 1, 4).astype(int)]), axis=1) for _, frames in clips]
+    rows += [np.ones_like(rows[0])] * (-len(rows) % 3)
     gap = np.ones((4, *rows[0].shape[1:]), np.float32)
     columns = [np.concatenate([part for row in rows[start::3] for part in (row, gap)]) for start in range(3)]
     sheet = np.concatenate(
@@ -154,22 +153,22 @@ def evaluate(sampler: Sampler, settings: Settings, *, clips: int, others: int, o
         "moving camera": draw_cases(others, moving, seed=3),
     }
     sheet: list[tuple[Case, Array]] = []
+    readings: list[Reading] = []
     with Progress() as progress:
-        bar = progress.add_task("generating", total=sum(map(len, kinds.values())) + others)
+        bar = progress.add_task("generating", total=sum(map(len, kinds.values())))
         for kind, cases in kinds.items():
             for case, frames in generate(sampler, cases, settings):
                 reading = read_back(frames)
+                if kind == "one object":
+                    readings.append(reading)
                 for name in (kind, f"{kind}: {case.language}") if kind == "one object" else (kind,):
                     tallies.setdefault(name, Tally()).add(case.clip, reading)
-                if len(sheet) < _SHEET * 2 // 3 if kind == "one object" else case in cases[: _SHEET // 9 + 1]:
+                if case in cases[: _SHEET_ONE if kind == "one object" else _SHEET_OTHERS]:
                     sheet.append((case, frames))
                 progress.advance(bar)
-        shuffled = [case.prompt for case in seen[:others]]
-        shuffled = shuffled[len(shuffled) // 2 :] + shuffled[: len(shuffled) // 2]
-        tallies["shuffled prompts"] = Tally()
-        for case, frames in generate(sampler, seen[:others], settings, shuffled):
-            tallies["shuffled prompts"].add(case.clip, read_back(frames))
-            progress.advance(bar)
+    tallies["shuffled prompts"] = Tally()
+    for case, reading in zip(seen, readings[len(seen) // 2 :] + readings[: len(seen) // 2], strict=True):
+        tallies["shuffled prompts"].add(case.clip, reading)
     report["results"] = {name: tally.report() for name, tally in tallies.items()}
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
