@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import itertools
 import json
 import statistics
 import sys
@@ -10,7 +9,7 @@ import tempfile
 import time
 from contextlib import aclosing
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import String, cast, func, insert, literal, select, true
 
 from rushes.v1 import denoiser_pb2
 from rushes.v1 import generation_pb2 as gp
@@ -21,14 +20,15 @@ from services.gateway.store.transitions import State
 from tests.gateway.test_job_store import Store
 from tests.gateway.test_watch import Desk
 
-ROWS = 20_000
+FINISHED = 1_000_000
 
 
 async def claims(database: Database, count: int) -> dict[str, float]:
     """Claim and complete, one after the other, as one gateway does."""
     store = Store(database)
     async with database.read() as connection:
-        store._made = int((await connection.execute(select(func.count()).select_from(generations))).scalar_one())
+        made = select(func.count()).select_from(generations).where(generations.c.id.like("g%"))
+        store._made = int((await connection.execute(made)).scalar_one())
     began = time.perf_counter()
     for _ in range(count):
         await store.create()
@@ -47,14 +47,17 @@ async def claims(database: Database, count: int) -> dict[str, float]:
 async def growth(database: Database, count: int) -> dict[str, float]:
     """The cost of claim and complete with a short and with a long history of finished generations."""
     short = await claims(database, count)
-    store = Store(database)
-    job = await store.jobs.get("g000001", "a")
-    values = {name: getattr(job, name) for name in job.__slots__}
-    total, numbers = 1_000_000, itertools.count(1)
-    for _ in range(0, total, ROWS):
-        rows = [{**values, "id": f"f{n:07d}", "request_id": f"f{n}"} for n in itertools.islice(numbers, ROWS)]
-        async with database.write() as connection:
-            await connection.execute(insert(generations), rows)
+    numbers = select(literal(1).label("n")).cte("numbers", recursive=True)
+    numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < FINISHED))
+    fresh = {"id": "f", "request_id": "f"}
+    columns = [
+        literal(fresh[column.name]).concat(cast(numbers.c.n, String)) if column.name in fresh else column
+        for column in generations.c
+    ]
+    joined = generations.join(numbers, true())
+    rows = select(*columns).select_from(joined).where(generations.c.id == "g000001")
+    async with database.write() as connection:
+        await connection.execute(insert(generations).from_select([column.name for column in generations.c], rows))
     long = await claims(database, count)
     name = "claims_and_completions_per_second"
     return {"short": short[name], "long": long[name], "cost_ratio": short[name] / long[name]}

@@ -69,6 +69,7 @@ generations = Table(
     ),
     Index(
         "generations_running",
+        "tenant",
         "lease_until",
         postgresql_where=text(f"state = {State.RUNNING:d}"),
         sqlite_where=text(f"state = {State.RUNNING:d}"),
@@ -80,7 +81,7 @@ generations = Table(
         postgresql_where=text("follows IS NOT NULL"),
         sqlite_where=text("follows IS NOT NULL"),
     ),
-    Index("generations_fingerprint", "tenant", "fingerprint", "state"),
+    Index("generations_fingerprint", "fingerprint"),
 )
 """One row a generation; the partial indexes hold only the live ones, so that history costs a claim nothing.
 

@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("generations_ended", "generations", ["ended"], unique=False)
-    op.create_index("generations_fingerprint", "generations", ["tenant", "fingerprint", "state"], unique=False)
+    op.create_index("generations_fingerprint", "generations", ["fingerprint"], unique=False)
     op.create_index(
         "generations_follows",
         "generations",
@@ -78,7 +78,7 @@ def upgrade() -> None:
     op.create_index(
         "generations_running",
         "generations",
-        ["lease_until"],
+        ["tenant", "lease_until"],
         unique=False,
         postgresql_where=sa.text("state = 2"),
         sqlite_where=sa.text("state = 2"),
