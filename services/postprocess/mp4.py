@@ -4,7 +4,6 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
@@ -103,22 +102,6 @@ class Mp4Encoder:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
-
-
-def remux_faststart(fragmented: Path, progressive: Path) -> None:
-    """Copy a fragmented MP4's packets into one with its index in front (`moov` before `mdat`); nothing is encoded.
-
-    Both are files on disk: the muxer reads back what it wrote to make room for the index.
-    """
-    with (
-        av.open(str(fragmented), "r") as source,
-        av.open(str(progressive), "w", format="mp4", options={"movflags": "faststart"}) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
 
 
 def _profile(extradata: bytes | None) -> str:

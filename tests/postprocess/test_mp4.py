@@ -1,7 +1,6 @@
 import io
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.mp4 import Effort, Encoding, Mp4Encoder, remux_faststart
+from services.postprocess.mp4 import Effort, Encoding, Mp4Encoder
 
 Draw = Callable[..., Pixels]
 
@@ -131,19 +130,3 @@ def test_frames_of_another_size_are_refused(moving_square: Draw) -> None:
 
     with pytest.raises(ValueError, match="frames must be"):
         list(encoder.push(Frames(first=0, pixels=moving_square(1, width=48))))
-
-
-def test_the_progressive_file_has_its_index_in_front_and_the_same_frames(moving_square: Draw, tmp_path: Path) -> None:
-    fragmented = _file(_encode(moving_square(17)))
-    (tmp_path / "fragmented.mp4").write_bytes(fragmented)
-
-    remux_faststart(tmp_path / "fragmented.mp4", tmp_path / "progressive.mp4")
-
-    progressive = (tmp_path / "progressive.mp4").read_bytes()
-    kinds = _boxes(progressive)
-    assert kinds.index("moov") < kinds.index("mdat")
-    assert "moof" not in kinds
-    assert np.array_equal(_decode(progressive), _decode(fragmented))
-    with av.open(io.BytesIO(progressive)) as container:
-        assert container.streams.video[0].frames == 17
-        assert container.streams.video[0].average_rate == 16

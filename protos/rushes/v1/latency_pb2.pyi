@@ -124,7 +124,7 @@ class LatencyBreakdown(_message.Message):
     decode_seconds: _builtins.float
     """Decoding latents to frames."""
     video_encode_seconds: _builtins.float
-    """Encoding frames to video, where it did not overlap with decoding."""
+    """Finishing frames and encoding them to video, where that did not overlap with decoding."""
     transfer_seconds: _builtins.float
     """Moving embeddings, latents and fragments between services."""
     other_seconds: _builtins.float
