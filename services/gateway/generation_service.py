@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from rushes.v1 import generation_pb2, generation_pb2_grpc
-from services.chassis.errors import FailedPrecondition, InvalidRequest
+from services.chassis.errors import FailedPrecondition, OutOfRange
 from services.chassis.incoming import Context
 from services.gateway import views
 from services.gateway.access import Access
@@ -102,9 +102,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         tenant = await self._access.tenant(context, "read")
         job = await self._jobs.get(request.id, tenant.name)
         if request.after_sequence > job.last_sequence:
-            raise InvalidRequest.of(
-                "after_sequence", f"must be at most {job.last_sequence}, the last sequence", reason="OUT_OF_RANGE"
-            )
+            raise OutOfRange.of("after_sequence", f"must be at most {job.last_sequence}, the last sequence")
         if job.terminal and request.after_sequence == job.last_sequence:
             return
         async with aclosing(self._watches.watch(job.id, after=request.after_sequence)) as events:
@@ -135,7 +133,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             raise FailedPrecondition("The generation has no clip.", reason="NO_CLIP")
         size = generation_pb2.Video.FromString(job.video).size_bytes
         if request.offset > size:
-            raise InvalidRequest.of("offset", f"must be at most {size}, the size of the clip", reason="OUT_OF_RANGE")
+            raise OutOfRange.of("offset", f"must be at most {size}, the size of the clip")
         sha256, offset = sha256_of(job.clip), request.offset
         pieces = self._artifacts.read(job.clip, offset=offset, size=size, chunk_bytes=CHUNK_BYTES)
         async with aclosing(pieces) as chunks:

@@ -98,6 +98,7 @@ async def test_a_cursor_beyond_the_last_event_is_refused(tmp_path):
         request = gp.WatchGenerationRequest(id=last.generation_id, after_sequence=last.sequence + 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await running.stub.WatchGeneration(request).read()
+        assert refused.value.code() == grpc.StatusCode.OUT_OF_RANGE
         assert reason(refused.value) == "OUT_OF_RANGE"
 
 
@@ -113,6 +114,7 @@ async def test_a_download_begins_at_any_offset(tmp_path):
         request = gp.DownloadVideoRequest(id=events[0].generation_id, offset=len(whole) + 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await running.stub.DownloadVideo(request).read()
+        assert refused.value.code() == grpc.StatusCode.OUT_OF_RANGE
         assert reason(refused.value) == "OUT_OF_RANGE"
 
 

@@ -28,7 +28,7 @@ from services.chassis.errors.tree import (
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 # Codes that no row of the table has: what a caller makes of a peer that is not of this suite.
-_NEAREST: Final = {grpc.StatusCode.OUT_OF_RANGE: InvalidRequest, grpc.StatusCode.UNKNOWN: Internal}
+_NEAREST: Final = {grpc.StatusCode.UNKNOWN: Internal}
 _CLASSES: Final = {code: cls for cls, code in CODES.items()} | _NEAREST
 # A status travels in trailers, of which gRPC takes 8 KiB; a larger one would arrive as another error.
 _MAX_VIOLATIONS: Final = 8

@@ -2,6 +2,7 @@
 
 RushesError
 ├── InvalidRequest        INVALID_ARGUMENT     the request itself is wrong; names each field and rule
+│   └── OutOfRange        OUT_OF_RANGE         a cursor or an offset beyond the end
 ├── Unauthenticated       UNAUTHENTICATED      nobody vouches for the caller
 ├── PermissionDenied      PERMISSION_DENIED    the caller is known, and may not
 ├── NotFound              NOT_FOUND            there is no such thing
@@ -98,6 +99,12 @@ class InvalidRequest(RushesError):
     def of(cls, field: str, rule: str, *, reason: str | None = None) -> Self:
         """The refusal of one field."""
         return cls(violations=[FieldViolation(field=field, rule=rule)], reason=reason)
+
+
+class OutOfRange(InvalidRequest):
+    """The request asks for what lies beyond the end."""
+
+    reason = "OUT_OF_RANGE"
 
 
 class Unauthenticated(RushesError):
@@ -221,6 +228,7 @@ class Internal(RushesError):
 
 CODES: Final[Mapping[type[RushesError], grpc.StatusCode]] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
