@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import grpc
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -17,13 +17,12 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from services.chassis.config import ServiceConfig
 from services.chassis.errors import RushesError
 from services.chassis.logs import configure_logging, logger
-from services.chassis.server import Mounted, listening
+from services.chassis.server import YEARS, Mounted, listening
 from services.chassis.signals import stop_signals
 from services.chassis.telemetry import Telemetry, configure
 
 __all__ = ["Mounted", "OpenService", "Running", "run_server", "serve"]
 
-_YEARS: Final = 10.0**9
 OpenService: TypeAlias = Callable[[asyncio.Event], AbstractAsyncContextManager[Sequence[Mounted]]]
 """Called with the event that is set when draining begins: a stage then checkpoints and hands its work back.
 
@@ -121,7 +120,7 @@ async def _until(stop: asyncio.Event, server: grpc.aio.Server) -> None:
     """Wait for `stop`. Raises what broke the server when it ends by itself."""
     asked = asyncio.create_task(stop.wait())
     # Without a timeout grpc.aio hands out the future that its own `stop` waits for, and cancelling would break that.
-    ended = asyncio.create_task(server.wait_for_termination(timeout=_YEARS))
+    ended = asyncio.create_task(server.wait_for_termination(timeout=YEARS))
     try:
         await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():

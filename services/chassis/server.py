@@ -22,6 +22,8 @@ from services.chassis.validation import ValidationInterceptor
 
 _UNIX: Final = "unix:"
 _SETTLE_SECONDS: Final = 0.2
+YEARS: Final = 10.0**9
+"""Seconds that stand for ever, where grpc.aio does another thing without a timeout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +93,16 @@ async def _drain(server: grpc.aio.Server, in_flight: InFlight, config: ServiceCo
     try:
         log.info("draining", in_flight=in_flight.describe(), seconds=config.drain_seconds)
         await asyncio.sleep(config.drain_seconds)
-        stopping = asyncio.create_task(server.stop(config.grace_seconds))
+        # Refuses new calls from here on. The grace is kept below and not by grpc.aio: when its own runs out just as the
+        # other stop has destroyed the server, it reaches into freed memory.
+        stopping = asyncio.create_task(server.stop(YEARS))
         if await in_flight.idle(config.grace_seconds):
             # What is left are health watches and reflection streams; without any, the server stops by itself.
             await asyncio.wait({stopping}, timeout=_SETTLE_SECONDS)
         else:
             log.warning("grace_over", cancelled=in_flight.describe())
     finally:
-        await server.stop(None)
+        await server.stop(None)  # Cancels what is left.
         if stopping is not None:
             await stopping
     if not await in_flight.idle(config.grace_seconds):
