@@ -146,9 +146,8 @@ class Chain:
         )
 
     async def _denoise(self) -> AsyncGenerator[Happening, None]:
-        losses = 0
+        losses, resumed = 0, ""
         while self.next_step < self._spec.sampling.steps:
-            resumed = ""
             try:
                 async with (
                     self._pools.denoisers.slot(
@@ -162,6 +161,9 @@ class Chain:
                         match item:
                             case denoiser_pb2.DenoiseAccepted():
                                 self.boundary_step = item.boundary_step
+                                if resumed:
+                                    yield self._resumed(resumed)
+                                resumed = ""
                                 yield self._denoising(item)
                             case SolverBundle():
                                 losses = 0 if item.next_step > self.next_step else losses
@@ -174,9 +176,8 @@ class Chain:
                                 yield item
             except RushesError as error:
                 losses = await self._make_good("denoiser", error, losses)
-                resumed = "" if isinstance(error, Exhausted) else "STAGE_LOST"
-            if resumed:
-                yield generation_pb2.ResumedEvent(next_step=self.next_step, attempt=self._attempt, reason=resumed)
+                if not isinstance(error, Exhausted):
+                    resumed = "STAGE_LOST"
 
     def _holds_next(self, described: denoiser_pb2.DescribeDenoiserResponse) -> bool:
         if self.boundary_step is None:
@@ -275,6 +276,9 @@ class Chain:
             raise StageFailed(stage, error) from error
         await sleep(min(5.0, 0.1 * 2**losses) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         return losses + 1
+
+    def _resumed(self, reason: str) -> generation_pb2.ResumedEvent:
+        return generation_pb2.ResumedEvent(next_step=self.next_step, attempt=self._attempt, reason=reason)
 
     def _denoising(self, accepted: denoiser_pb2.DenoiseAccepted) -> generation_pb2.DenoisingEvent:
         return generation_pb2.DenoisingEvent(

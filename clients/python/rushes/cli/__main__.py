@@ -18,12 +18,20 @@ def main() -> None:
         code = 0
     except (KeyboardInterrupt, BaseException) as failure:  # noqa: BLE001 - every end of the process passes here
         code = _end(failure, as_json=as_json)
-    if "torch" in sys.modules:
+    sys.exit(code)
+
+
+def program() -> None:
+    """Be the program `rushes`: run the command, and leave at once when it is done."""
+    try:
+        main()
+    except SystemExit as ended:
+        if "torch" not in sys.modules:
+            raise
         # Everything is closed; taking thousands of modules apart would only keep the user waiting.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0)
-    sys.exit(code)
+        os._exit(ended.code if isinstance(ended.code, int) else 0)
 
 
 def _end(failure: BaseException, *, as_json: bool) -> int | str | None:
@@ -49,4 +57,4 @@ def _end(failure: BaseException, *, as_json: bool) -> int | str | None:
 
 
 if __name__ == "__main__":
-    main()
+    program()
