@@ -15,7 +15,7 @@ import av
 import pytest
 import pytest_asyncio
 
-from rushes.client import Client, InvalidRequest, NotFound, generation_at_end, generation_spec
+from rushes.client import Client, InvalidRequest, NotFound, TraceContext, generation_at_end, generation_spec
 from rushes.v1.generation_pb2 import GenerationEvent, GenerationSpec, GenerationState
 from tests.end_to_end.collector import Collector, collecting
 from tests.end_to_end.history import check_database, check_history
@@ -198,7 +198,10 @@ async def test_an_unknown_generation_is_not_found(client: Client) -> None:
 async def test_the_parts_of_the_latency_add_up_and_one_trace_spans_all_services(
     client: Client, collector: Collector
 ) -> None:
-    events, _ = await whole(client, generation_spec(PROMPT, steps=8, seed=5, width=128, height=128))
+    trace = TraceContext.new()
+    spec = generation_spec(PROMPT, steps=8, seed=5, width=128, height=128)
+    events = [event async for event in client.generate(spec, trace=trace)]
+    check_history(events)
     ended = generation_at_end(events[-1])
     assert ended is not None
     latency = ended.latency
@@ -220,7 +223,7 @@ async def test_the_parts_of_the_latency_add_up_and_one_trace_spans_all_services(
     assert latency.low_noise_seconds > 0
     assert latency.decode_seconds > 0
     assert len([span for span in latency.spans if span.name == "denoise.step"]) == 8
-    assert ended.trace_id == latency.trace_id
+    assert ended.trace_id == latency.trace_id == trace.trace_id
     for _ in range(100):
         if len(collector.services_of(ended.trace_id)) == 4:
             break
