@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.publication import publish, table
 
-NAMES = ("relay", "denoiser", "tensor_stream")
+NAMES = ("denoiser", "tensor_stream", "relay")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Strict loading: every key of the module, no other, each of the right shape, straight into its dtype and device."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -14,6 +15,9 @@ from services.model.folder import Component
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+# `init_empty_weights` replaces a method of `nn.Module` for the whole process and puts back what it found: two threads
+# at once would leave the replacement behind, and every module built later would be empty.
+_BUILDING = threading.Lock()
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
@@ -92,7 +96,7 @@ def check_complete(component: Component, cls: type[nn.Module]) -> int:
 def empty_module(component: Component, cls: type[ModuleT]) -> ModuleT:
     """`cls` built from the component's configuration, parameters on the meta device, computed buffers real."""
     config: Any = dict(component.config)
-    with init_empty_weights(include_buffers=False):
+    with _BUILDING, init_empty_weights(include_buffers=False):
         if hasattr(cls, "load_config"):
             built = cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
         else:

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_what_the_class_keeps_in_float32_stays_so_in_bfloat16(untrained: Path) -
     assert module.blocks[0].scale_shift_table.dtype == torch.float32
     assert module.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
     assert module.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+
+
+def test_modules_that_are_loaded_at_once_leave_nothing_behind(untrained: Path) -> None:
+    folder = ModelFolder(untrained)
+
+    def load(name: str) -> bool:
+        module = load_module(folder.component(name), CLASSES[name], torch.float32, torch.device("cpu"))
+        return any(parameter.is_meta for parameter in module.parameters())
+
+    with ThreadPoolExecutor(len(CLASSES)) as threads:
+        assert not any(threads.map(load, [*CLASSES] * 6))
+    assert not nn.Linear(1, 1).weight.is_meta
 
 
 def test_a_missing_key_is_named(folder: Path) -> None:
