@@ -1,6 +1,6 @@
 # Rushes: every command a newcomer or a developer needs. `make generate` and `make test` start from a bare clone.
 PYTHON  ?= python3.11
-PROMPT  ?= a red circle moves left across a blue background
+PROMPT  ?= a red circle moves left over the blue sea
 ARGS    ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
