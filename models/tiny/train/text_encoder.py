@@ -119,6 +119,17 @@ class TextTask:
             parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01
         )
 
+    def start_from(self, folder: Path) -> None:
+        """Takes over the averaged weights of an earlier run; pieces of the vocabulary are matched by their text."""
+        earlier = AutoTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+        shared = [(row, earlier[piece]) for piece, row in self.tokenizer.get_vocab().items() if piece in earlier]
+        rows, sources = (torch.tensor(side) for side in zip(*shared, strict=True))
+        for part, module in self.modules.items():
+            weights = averaged_weights(folder, part)
+            for name in [name for name, weight in weights.items() if weight.shape[0] == len(earlier)]:
+                weights[name] = module.state_dict()[name].index_copy(0, rows, weights[name][sources])
+            module.load_state_dict(weights, strict=False)
+
     def learning_rate(self, step: int) -> float:
         """Warm-up, constant, decay."""
         return warm_up_and_decay(step, peak=self.lr, warm_up=30, total=self.steps, decay=self.decay)
@@ -160,6 +171,7 @@ def main() -> None:
     """Trains the encoder and writes it as a ``transformers`` folder."""
     parser = arguments(__doc__ or "", steps=500, batch=96, learning_rate=2e-3)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--init", type=Path, default=None, help="folder of an earlier run to start from")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     task = TextTask(
@@ -171,6 +183,8 @@ def main() -> None:
         seed=options.seed,
         device=options.device,
     )
+    if options.init is not None:
+        task.start_from(options.init)
     trainer = Trainer(task, options.out, total=options.steps, ema_decay=0.98)
     trainer.resume()
     trainer.run(steps=options.stop_after)
