@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -24,6 +24,12 @@ def _check_listen(value: str) -> str:
     return value
 
 
+Listen = Annotated[str, AfterValidator(_check_listen)]
+"""Addresses to serve on, separated by commas: `host:port` or `unix:/path.sock`."""
+
+_THIS_MACHINE: Final = ("unix:", "127.", "localhost:", "[::1]:")
+
+
 class ServiceConfig(BaseSettings):
     """What every service can be told. A service's own configuration is a subclass with its own fields."""
 
@@ -31,7 +37,7 @@ class ServiceConfig(BaseSettings):
         env_prefix="RUSHES_", env_nested_delimiter="__", frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
+    listen: Listen = Field(
         default="127.0.0.1:0", description="addresses to serve on: host:port or unix:/path.sock, separated by commas"
     )
     metrics_port: int | None = Field(
@@ -70,6 +76,11 @@ class ServiceConfig(BaseSettings):
         if self.tls_authority is not None and self.tls_certificate is None:
             raise ValueError("tls_authority needs tls_certificate and tls_key")
         return self
+
+    @property
+    def exposed(self) -> list[str]:
+        """The addresses of `listen` that other machines can reach."""
+        return [address for address in self.listen.split(",") if not address.startswith(_THIS_MACHINE)]
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -65,6 +65,8 @@ async def listening(
     own = (health.SERVICE_NAME, reflection.SERVICE_NAME, "grpc.channelz.v1.Channelz")
     reflection.enable_server_reflection((*names, *own), server)
 
+    if config.exposed and config.tls is None:
+        logger(__name__).warning("plaintext", addresses=config.exposed, rule="anyone on the way can read and change it")
     addresses = tuple(_bind(server, address, config) for address in config.listen.split(","))
     await server.start()
     for name in ("", *names):

@@ -97,7 +97,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 async def open_encoder(config: EncoderConfig, _draining: asyncio.Event) -> AsyncIterator[Sequence[Mounted]]:
     """Load the text encoder and serve it for the block. Raises `ModelRefused` for a folder that must not be served."""
     device = choose_device(config.device)
-    async with DeviceThread.open("encoder-device") as thread:
+    async with DeviceThread.open("encoder-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         encoder = await thread.run(
             TextEncoder.load,

@@ -2,15 +2,13 @@
 
 from pydantic import Field, model_validator
 
-from services.chassis.config import ServiceConfig
-
-LOOPBACK = ("127.", "localhost:", "[::1]:")
+from services.chassis.config import Listen, ServiceConfig
 
 
 class GatewayConfig(ServiceConfig):
     """Configuration of one gateway process."""
 
-    listen: str = Field("127.0.0.1:50050", description="addresses to serve on, separated by commas")
+    listen: Listen = Field("127.0.0.1:50050", description="addresses to serve on, separated by commas")
     encoder: str = Field("127.0.0.1:50051", description="addresses of the encoders, separated by commas")
     denoiser: str = Field("127.0.0.1:50052", description="addresses of the denoisers of both experts")
     postprocess: str = Field("127.0.0.1:50053", description="addresses of the postprocessors")
@@ -32,9 +30,8 @@ class GatewayConfig(ServiceConfig):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> "GatewayConfig":
-        exposed = [one for one in _split(self.listen) if not one.startswith(("unix:", *LOOPBACK))]
-        if exposed and not self.insecure and not (self.api_keys and self.tls_certificate):
-            raise ValueError(f"listen {exposed[0]} is beyond this machine: it needs api_keys and TLS, or insecure")
+        if self.exposed and not self.insecure and not (self.api_keys and self.tls_certificate):
+            raise ValueError(f"listen {self.exposed[0]} is beyond this machine: it needs api_keys and TLS, or insecure")
         return self
 
     @property

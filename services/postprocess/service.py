@@ -124,7 +124,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
     cv2.setNumThreads(1)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    async with DeviceThread.open("postprocess-device") as thread:
+    async with DeviceThread.open("postprocess-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         vae = await thread.run(load_module, folder.component("vae"), AutoencoderKLWan, dtype, device)
         facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap}"

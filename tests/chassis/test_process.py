@@ -145,3 +145,14 @@ async def test_logs_are_json_with_the_trace_and_without_what_was_written() -> No
     assert asked["prompt"].endswith("/12")
     assert b"red circle" not in log
     assert b"hunter2" not in log
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:0", True), ("127.0.0.1:0", False)])
+async def test_plaintext_that_other_machines_can_reach_is_warned_of(listen: str, warned: bool) -> None:
+    async with started("--listen", listen) as process:
+        await line(process)
+        process.terminate()
+        _, logged = await process.communicate()
+
+    events = [json.loads(entry)["event"] for entry in logged.splitlines() if entry.startswith(b"{")]
+    assert ("plaintext" in events) is warned

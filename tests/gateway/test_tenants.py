@@ -207,3 +207,5 @@ def test_a_gateway_beyond_this_machine_needs_keys_and_tls():
         assert GatewayConfig(listen=listen, insecure=True).listen == listen
     for listen in ("127.0.0.1:0", "unix:/tmp/x.sock", "localhost:0"):
         assert GatewayConfig(listen=listen).listen == listen
+    with pytest.raises(ValidationError, match="each address is host:port"):
+        GatewayConfig(listen="50050")
