@@ -35,8 +35,10 @@ async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest)
     """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
     start = await _start(requests)
     plan = await asyncio.to_thread(make_plan, start, manifest)
-    shape = _latents_shape(plan, decoder)
+    shape = latents_shape(plan, decoder)
     limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
+    if start.latents_size <= 0:
+        raise InvalidRequest.of("start.latents_size", "must be greater than 0")
     if start.latents_size > limit:
         raise InvalidRequest.of("start.latents_size", f"must be at most {limit} for a clip of this shape")
     receiver = BundleReceiver(tensors_pb2.BUNDLE_KIND_LATENTS, start.latents_size)
@@ -73,7 +75,8 @@ async def _start(requests: Requests) -> postprocess_pb2.RenderStart:
     raise InvalidRequest.of("start", "must be the first message")
 
 
-def _latents_shape(plan: RenderPlan, decoder: WanDecoder) -> tuple[int, int, int, int]:
+def latents_shape(plan: RenderPlan, decoder: WanDecoder) -> tuple[int, int, int, int]:
+    """[C, T, h, w] of the latents that `plan` is for. Raises `InvalidRequest`."""
     try:
         return decoder.latents_shape(width=plan.width, height=plan.height, num_frames=plan.num_frames)
     except ValueError as unfit:

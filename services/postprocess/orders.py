@@ -58,6 +58,7 @@ ACTIONS: Final[Mapping[int, Action]] = MappingProxyType(
 
 _MAX_EDGE: Final = 7680
 _FRAGMENT_FRAMES: Final = 4
+_MAX_CRF: Final = 51
 _FINISH: Final = "start.finish"
 
 
@@ -92,6 +93,10 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
 def _encoding(video: postprocess_pb2.VideoSettings, *, speed: Fraction) -> Encoding:
     """`speed` is the number of finished frames for each denoised one: fragments last as long either way."""
     defaults = Encoding()
+    if video.codec not in (postprocess_pb2.VIDEO_CODEC_UNSPECIFIED, postprocess_pb2.VIDEO_CODEC_H264):
+        raise InvalidRequest.of("start.video.codec", "must be H.264: no other encoder is here")
+    if video.crf > _MAX_CRF:
+        raise InvalidRequest.of("start.video.crf", f"must be at most {_MAX_CRF} for this codec")
     return Encoding(
         crf=video.crf if video.HasField("crf") else defaults.crf,
         effort=EFFORTS.get(video.effort, defaults.effort),

@@ -22,7 +22,7 @@ from services.postprocess.chain import StageFailed, Work
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import NotFinite, WanDecoder
 from services.postprocess.fragments import Fragment
-from services.postprocess.intake import RenderWork, Requests, read_work
+from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
 from services.postprocess.upscale import LANCZOS
 from services.postprocess.wire import (
@@ -101,6 +101,14 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                 reason="QUALITY_GATE",
                 metadata={"check": finding.check.value, "start": f"{finding.start:g}", "end": f"{finding.end:g}"},
             ) from refused
+
+    async def PlanRender(  # noqa: N802  (the name in the proto)
+        self, request: postprocess_pb2.PlanRenderRequest, _context: Context
+    ) -> postprocess_pb2.PlanRenderResponse:
+        """See `postprocess.proto`."""
+        plan = await asyncio.to_thread(make_plan, request.start, self._manifest)
+        latents_shape(plan, self._decoder)
+        return postprocess_pb2.PlanRenderResponse(accepted=accepted_message(plan, "").accepted)
 
     async def DescribePostprocess(  # noqa: N802  (the name in the proto)
         self, _request: postprocess_pb2.DescribePostprocessRequest, _context: Context

@@ -169,7 +169,7 @@ class GenerationSpec(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_postprocess_pb2.ArtifactKind.ValueType]:
-        """Stills to make from the clip. Empty: poster and contact sheet."""
+        """Stills and files to make from the clip. Empty: poster and contact sheet. The clip itself is always made."""
 
     @_builtins.property
     def finish(self) -> _finishing_pb2.FinishPlan:
@@ -283,8 +283,9 @@ class Video(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
-    """Content type, with codecs."""
+    """Content type of the finished file."""
     width: _builtins.int
     """Width in pixels."""
     height: _builtins.int
@@ -303,6 +304,10 @@ class Video(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_finishing_pb2.Finding]:
         """What the quality gate found; empty for a clean clip."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_postprocess_pb2.OutputFile]:
+        """Every file that was made, the clip among them; `DownloadVideo` reads each by its name."""
+
     def __init__(
         self,
         *,
@@ -315,10 +320,11 @@ class Video(_message.Message):
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         findings: _abc.Iterable[_finishing_pb2.Finding] | None = ...,
+        outputs: _abc.Iterable[_postprocess_pb2.OutputFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "outputs", b"outputs", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1367,19 +1373,23 @@ class DownloadVideoRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the generation."""
     offset: _builtins.int
     """First byte to send."""
+    output: _builtins.str
+    """Name of one of the `outputs` of the clip; empty means the clip itself."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        output: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset", "output", b"output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1400,9 +1410,9 @@ class DownloadVideoResponse(_message.Message):
     data: _builtins.bytes
     """At most 1 MiB."""
     total_size: _builtins.int
-    """Size of the whole clip in bytes."""
+    """Size of the whole file in bytes."""
     sha256: _builtins.str
-    """SHA-256 of the whole clip, on the last message."""
+    """SHA-256 of the whole file, on the last message."""
     def __init__(
         self,
         *,

@@ -181,8 +181,9 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadVideo(self, request, context):
-        """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
-        OUT_OF_RANGE: the offset lies beyond the end.
+        """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
+        FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
+        lies beyond the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

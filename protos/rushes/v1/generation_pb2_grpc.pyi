@@ -78,8 +78,9 @@ class GenerationServiceStub:
     RegenerateGeneration: _grpc.UnaryUnaryMultiCallable[_generation_pb2.RegenerateGenerationRequest, _generation_pb2.RegenerateGenerationResponse]
     """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another"."""
     DownloadVideo: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadVideoRequest, _generation_pb2.DownloadVideoResponse]
-    """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
-    OUT_OF_RANGE: the offset lies beyond the end.
+    """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
+    FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
+    lies beyond the end.
     """
 
 @_typing.type_check_only
@@ -132,8 +133,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     RegenerateGeneration: _aio.UnaryUnaryMultiCallable[_generation_pb2.RegenerateGenerationRequest, _generation_pb2.RegenerateGenerationResponse]  # type: ignore[assignment]
     """RegenerateGeneration creates a generation with the settings of another and a new seed: "this one won't do, another"."""
     DownloadVideo: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadVideoRequest, _generation_pb2.DownloadVideoResponse]  # type: ignore[assignment]
-    """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
-    OUT_OF_RANGE: the offset lies beyond the end.
+    """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
+    FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
+    lies beyond the end.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -243,8 +245,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.DownloadVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.DownloadVideoResponse], _abc.AsyncIterator[_generation_pb2.DownloadVideoResponse]]:
-        """DownloadVideo streams the bytes of a finished clip from an offset. FAILED_PRECONDITION: the generation has no clip.
-        OUT_OF_RANGE: the offset lies beyond the end.
+        """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
+        FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
+        lies beyond the end.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,6 +32,12 @@ class _VideoCodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoCodec
     VIDEO_CODEC_UNSPECIFIED: _VideoCodec.ValueType  # 0
     """H.264."""
     VIDEO_CODEC_H264: _VideoCodec.ValueType  # 1
+    VIDEO_CODEC_H265: _VideoCodec.ValueType  # 2
+    """H.265 (HEVC)."""
+    VIDEO_CODEC_AV1: _VideoCodec.ValueType  # 3
+    """AV1."""
+    VIDEO_CODEC_VP9: _VideoCodec.ValueType  # 4
+    """VP9."""
 
 class VideoCodec(_VideoCodec, metaclass=_VideoCodecEnumTypeWrapper):
     """VideoCodec is the encoding of the clip."""
@@ -39,7 +45,69 @@ class VideoCodec(_VideoCodec, metaclass=_VideoCodecEnumTypeWrapper):
 VIDEO_CODEC_UNSPECIFIED: VideoCodec.ValueType  # 0
 """H.264."""
 VIDEO_CODEC_H264: VideoCodec.ValueType  # 1
+VIDEO_CODEC_H265: VideoCodec.ValueType  # 2
+"""H.265 (HEVC)."""
+VIDEO_CODEC_AV1: VideoCodec.ValueType  # 3
+"""AV1."""
+VIDEO_CODEC_VP9: VideoCodec.ValueType  # 4
+"""VP9."""
 Global___VideoCodec: _TypeAlias = VideoCodec  # noqa: Y015
+
+class _Container:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContainerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Container.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTAINER_UNSPECIFIED: _Container.ValueType  # 0
+    """WEBM for VP9, MP4 for all others."""
+    CONTAINER_MP4: _Container.ValueType  # 1
+    """MP4 with its index in front."""
+    CONTAINER_WEBM: _Container.ValueType  # 2
+    """WebM, for AV1 and VP9."""
+
+class Container(_Container, metaclass=_ContainerEnumTypeWrapper):
+    """Container is the format of the finished file. The fragments are a fragmented MP4 whatever it is."""
+
+CONTAINER_UNSPECIFIED: Container.ValueType  # 0
+"""WEBM for VP9, MP4 for all others."""
+CONTAINER_MP4: Container.ValueType  # 1
+"""MP4 with its index in front."""
+CONTAINER_WEBM: Container.ValueType  # 2
+"""WebM, for AV1 and VP9."""
+Global___Container: _TypeAlias = Container  # noqa: Y015
+
+class _VideoQuality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VideoQualityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoQuality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VIDEO_QUALITY_UNSPECIFIED: _VideoQuality.ValueType  # 0
+    """HIGH."""
+    VIDEO_QUALITY_DRAFT: _VideoQuality.ValueType  # 1
+    """Small files for a first look."""
+    VIDEO_QUALITY_STANDARD: _VideoQuality.ValueType  # 2
+    """For the web."""
+    VIDEO_QUALITY_HIGH: _VideoQuality.ValueType  # 3
+    """Hard to tell from the frames."""
+    VIDEO_QUALITY_MASTER: _VideoQuality.ValueType  # 4
+    """For further editing."""
+
+class VideoQuality(_VideoQuality, metaclass=_VideoQualityEnumTypeWrapper):
+    """VideoQuality names a constant rate factor by what it is good for; which factor that is depends on the codec."""
+
+VIDEO_QUALITY_UNSPECIFIED: VideoQuality.ValueType  # 0
+"""HIGH."""
+VIDEO_QUALITY_DRAFT: VideoQuality.ValueType  # 1
+"""Small files for a first look."""
+VIDEO_QUALITY_STANDARD: VideoQuality.ValueType  # 2
+"""For the web."""
+VIDEO_QUALITY_HIGH: VideoQuality.ValueType  # 3
+"""Hard to tell from the frames."""
+VIDEO_QUALITY_MASTER: VideoQuality.ValueType  # 4
+"""For further editing."""
+Global___VideoQuality: _TypeAlias = VideoQuality  # noqa: Y015
 
 class _EncodingEffort:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -74,15 +142,35 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     """One frame that stands for the clip."""
     ARTIFACT_KIND_CONTACT_SHEET: _ArtifactKind.ValueType  # 2
     """A grid of frames in reading order, PNG."""
+    ARTIFACT_KIND_VIDEO: _ArtifactKind.ValueType  # 3
+    """The clip as one file: MP4 with its index in front, or WebM. The packets are those of the fragments."""
+    ARTIFACT_KIND_SPRITE: _ArtifactKind.ValueType  # 4
+    """Thumbnails over time: a JPEG grid and a WebVTT track that says where each lies."""
+    ARTIFACT_KIND_HLS: _ArtifactKind.ValueType  # 5
+    """An HLS presentation (CMAF): playlist, initialisation segment, media segments."""
+    ARTIFACT_KIND_GIF: _ArtifactKind.ValueType  # 6
+    """A small animated GIF."""
+    ARTIFACT_KIND_ANIMATED_WEBP: _ArtifactKind.ValueType  # 7
+    """A small animated WebP."""
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
-    """ArtifactKind names a still picture made from a clip."""
+    """ArtifactKind names something made from a clip: the first two are stills, the others files."""
 
 ARTIFACT_KIND_UNSPECIFIED: ArtifactKind.ValueType  # 0
 ARTIFACT_KIND_POSTER: ArtifactKind.ValueType  # 1
 """One frame that stands for the clip."""
 ARTIFACT_KIND_CONTACT_SHEET: ArtifactKind.ValueType  # 2
 """A grid of frames in reading order, PNG."""
+ARTIFACT_KIND_VIDEO: ArtifactKind.ValueType  # 3
+"""The clip as one file: MP4 with its index in front, or WebM. The packets are those of the fragments."""
+ARTIFACT_KIND_SPRITE: ArtifactKind.ValueType  # 4
+"""Thumbnails over time: a JPEG grid and a WebVTT track that says where each lies."""
+ARTIFACT_KIND_HLS: ArtifactKind.ValueType  # 5
+"""An HLS presentation (CMAF): playlist, initialisation segment, media segments."""
+ARTIFACT_KIND_GIF: ArtifactKind.ValueType  # 6
+"""A small animated GIF."""
+ARTIFACT_KIND_ANIMATED_WEBP: ArtifactKind.ValueType  # 7
+"""A small animated WebP."""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
 @_typing.final
@@ -95,14 +183,25 @@ class VideoSettings(_message.Message):
     CRF_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
     FRAGMENT_FRAMES_FIELD_NUMBER: _builtins.int
+    BITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     codec: Global___VideoCodec.ValueType
     """Codec of the clip."""
     crf: _builtins.int
-    """Constant rate factor: lower is better and larger. Not set: 18."""
+    """Constant rate factor: lower is better and larger; at most 51 for H.264 and H.265, 63 for AV1 and VP9. Not set: that
+    of `quality`.
+    """
     effort: Global___EncodingEffort.ValueType
     """Time spent on encoding."""
     fragment_frames: _builtins.int
     """Frames in one fragment at most; 0 lets the server choose. Fewer means that pictures leave earlier."""
+    bits_per_second: _builtins.int
+    """Bits a second, on average, instead of a constant rate factor; 0: not by rate."""
+    container: Global___Container.ValueType
+    """Format of the finished file."""
+    quality: Global___VideoQuality.ValueType
+    """Rate factor by its use, where `crf` and `bits_per_second` are not set."""
     def __init__(
         self,
         *,
@@ -110,10 +209,13 @@ class VideoSettings(_message.Message):
         crf: _builtins.int | None = ...,
         effort: Global___EncodingEffort.ValueType = ...,
         fragment_frames: _builtins.int = ...,
+        bits_per_second: _builtins.int = ...,
+        container: Global___Container.ValueType = ...,
+        quality: Global___VideoQuality.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crf", b"_crf", "crf", b"crf"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crf", b"_crf", "codec", b"codec", "crf", b"crf", "effort", b"effort", "fragment_frames", b"fragment_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crf", b"_crf", "bits_per_second", b"bits_per_second", "codec", b"codec", "container", b"container", "crf", b"crf", "effort", b"effort", "fragment_frames", b"fragment_frames", "quality", b"quality"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crf: _TypeAlias = _typing.Literal["crf"]  # noqa: Y015
     _WhichOneofArgType__crf: _TypeAlias = _typing.Literal["_crf", b"_crf"]  # noqa: Y015
@@ -186,7 +288,7 @@ class RenderStart(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[Global___ArtifactKind.ValueType]:
-        """Stills to make at the end."""
+        """Stills and files to make at the end."""
 
     @_builtins.property
     def finish(self) -> _finishing_pb2.FinishPlan:
@@ -228,6 +330,7 @@ class RenderResponse(_message.Message):
     FRAGMENT_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___RenderAccepted:
         """First message: the inputs are checked and the work has a slot."""
@@ -248,6 +351,10 @@ class RenderResponse(_message.Message):
     def result(self) -> Global___RenderResult:
         """Last message."""
 
+    @_builtins.property
+    def output(self) -> Global___OutputPart:
+        """A piece of a file made from the clip."""
+
     def __init__(
         self,
         *,
@@ -256,16 +363,65 @@ class RenderResponse(_message.Message):
         fragment: Global___Fragment | None = ...,
         artifact: Global___Artifact | None = ...,
         result: Global___RenderResult | None = ...,
+        output: Global___OutputPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "fragment", b"fragment", "message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "fragment", b"fragment", "message", b"message", "output", b"output", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "fragment", b"fragment", "message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifact", b"artifact", "fragment", b"fragment", "message", b"message", "output", b"output", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "progress", "fragment", "artifact", "result"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "progress", "fragment", "artifact", "result", "output"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___RenderResponse: _TypeAlias = RenderResponse  # noqa: Y015
+
+@_typing.final
+class PlanRenderRequest(_message.Message):
+    """PlanRenderRequest asks what Render would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___RenderStart:
+        """What Render would be opened with."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___RenderStart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRenderRequest: _TypeAlias = PlanRenderRequest  # noqa: Y015
+
+@_typing.final
+class PlanRenderResponse(_message.Message):
+    """PlanRenderResponse answers what Render would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted(self) -> Global___RenderAccepted:
+        """What Render would accept; without `content_type`, which only an encoder knows."""
+
+    def __init__(
+        self,
+        *,
+        accepted: Global___RenderAccepted | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRenderResponse: _TypeAlias = PlanRenderResponse  # noqa: Y015
 
 @_typing.final
 class RenderAccepted(_message.Message):
@@ -390,6 +546,86 @@ class Fragment(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Fragment: _TypeAlias = Fragment  # noqa: Y015
+
+@_typing.final
+class OutputPart(_message.Message):
+    """OutputPart is a piece of a file made from the clip. The parts of a file come in order, one file after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    kind: Global___ArtifactKind.ValueType
+    """What the file belongs to."""
+    name: _builtins.str
+    """Name of the file, for example `clip.mp4` or `hls/index.m3u8`: unique, of letters, digits, `.`, `-`, `_` and `/`."""
+    content_type: _builtins.str
+    """Content type of the file."""
+    offset: _builtins.int
+    """Position of the first byte of `data` in the file."""
+    data: _builtins.bytes
+    """At most 1 MiB."""
+    sha256: _builtins.str
+    """SHA-256 of the whole file, 64 hexadecimal digits, on its last part; empty on all others."""
+    def __init__(
+        self,
+        *,
+        kind: Global___ArtifactKind.ValueType = ...,
+        name: _builtins.str = ...,
+        content_type: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "kind", b"kind", "name", b"name", "offset", b"offset", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputPart: _TypeAlias = OutputPart  # noqa: Y015
+
+@_typing.final
+class OutputFile(_message.Message):
+    """OutputFile describes a file made from the clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    kind: Global___ArtifactKind.ValueType
+    """What the file belongs to."""
+    name: _builtins.str
+    """Name of the file, unique within the generation."""
+    content_type: _builtins.str
+    """Content type of the file."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    sha256: _builtins.str
+    """SHA-256 of the bytes, 64 hexadecimal digits."""
+    def __init__(
+        self,
+        *,
+        kind: Global___ArtifactKind.ValueType = ...,
+        name: _builtins.str = ...,
+        content_type: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "kind", b"kind", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputFile: _TypeAlias = OutputFile  # noqa: Y015
 
 @_typing.final
 class Artifact(_message.Message):
@@ -543,6 +779,7 @@ class DescribePostprocessResponse(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
     UPSCALERS_FIELD_NUMBER: _builtins.int
+    ENCODERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     fingerprint: _builtins.str
@@ -561,6 +798,10 @@ class DescribePostprocessResponse(_message.Message):
     def upscalers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Upscalers that `FinishPlan.upscaler` may name."""
 
+    @_builtins.property
+    def encoders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Encoders that were opened and worked, the preferred one of each codec first, for example `libx264`."""
+
     def __init__(
         self,
         *,
@@ -571,10 +812,11 @@ class DescribePostprocessResponse(_message.Message):
         slots: _builtins.int = ...,
         codecs: _abc.Iterable[Global___VideoCodec.ValueType] | None = ...,
         upscalers: _abc.Iterable[_builtins.str] | None = ...,
+        encoders: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "encoders", b"encoders", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

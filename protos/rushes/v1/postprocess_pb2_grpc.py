@@ -41,6 +41,11 @@ class PostprocessServiceStub:
                 request_serializer=rushes_dot_v1_dot_postprocess__pb2.RenderRequest.SerializeToString,
                 response_deserializer=rushes_dot_v1_dot_postprocess__pb2.RenderResponse.FromString,
                 _registered_method=True)
+        self.PlanRender = channel.unary_unary(
+                '/rushes.v1.PostprocessService/PlanRender',
+                request_serializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.FromString,
+                _registered_method=True)
         self.DescribePostprocess = channel.unary_unary(
                 '/rushes.v1.PostprocessService/DescribePostprocess',
                 request_serializer=rushes_dot_v1_dot_postprocess__pb2.DescribePostprocessRequest.SerializeToString,
@@ -67,6 +72,15 @@ class PostprocessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanRender(self, request, context):
+        """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
+        a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
+        at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribePostprocess(self, request, context):
         """DescribePostprocess says which decoder is loaded and what this process can do.
         """
@@ -81,6 +95,11 @@ def add_PostprocessServiceServicer_to_server(servicer, server):
                     servicer.Render,
                     request_deserializer=rushes_dot_v1_dot_postprocess__pb2.RenderRequest.FromString,
                     response_serializer=rushes_dot_v1_dot_postprocess__pb2.RenderResponse.SerializeToString,
+            ),
+            'PlanRender': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRender,
+                    request_deserializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.SerializeToString,
             ),
             'DescribePostprocess': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribePostprocess,
@@ -117,6 +136,33 @@ class PostprocessService:
             '/rushes.v1.PostprocessService/Render',
             rushes_dot_v1_dot_postprocess__pb2.RenderRequest.SerializeToString,
             rushes_dot_v1_dot_postprocess__pb2.RenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRender(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rushes.v1.PostprocessService/PlanRender',
+            rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.SerializeToString,
+            rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class PostprocessServiceStub:
     INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
     RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
+    PlanRender: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]
+    """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
+    a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
+    at.
+    """
     DescribePostprocess: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.DescribePostprocessRequest, _postprocess_pb2.DescribePostprocessResponse]
     """DescribePostprocess says which decoder is loaded and what this process can do."""
 
@@ -64,6 +69,11 @@ class PostprocessServiceAsyncStub(PostprocessServiceStub):
 
     INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
     RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+    """
+    PlanRender: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]  # type: ignore[assignment]
+    """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
+    a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
+    at.
     """
     DescribePostprocess: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.DescribePostprocessRequest, _postprocess_pb2.DescribePostprocessResponse]  # type: ignore[assignment]
     """DescribePostprocess says which decoder is loaded and what this process can do."""
@@ -87,6 +97,17 @@ class PostprocessServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
         RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanRender(
+        self,
+        request: _postprocess_pb2.PlanRenderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_postprocess_pb2.PlanRenderResponse, _abc.Awaitable[_postprocess_pb2.PlanRenderResponse]]:
+        """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
+        a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
+        at.
         """
 
     @_abc_1.abstractmethod
