@@ -16,6 +16,7 @@ from services.chassis.errors import Exhausted, RushesError
 from services.gateway import stages
 from services.gateway.latency import Part, Timeline
 from services.gateway.pool import FAULTS
+from services.gateway.spec import render_start
 from services.gateway.stages import SolverBundle, Stages
 
 Happening: TypeAlias = (
@@ -243,19 +244,7 @@ class Chain:
 
     async def _run_render(self, endpoint: stages.Postprocessor) -> AsyncGenerator[stages.RenderItem, None]:
         latents = self._state or b""
-        start = postprocess_pb2.RenderStart(
-            generation_id=self._generation_id,
-            model=self._spec.model,
-            shape=sampling_pb2.VideoShape(
-                width=self._spec.width, height=self._spec.height, num_frames=self._spec.num_frames
-            ),
-            fps=self._spec.fps,
-            video=self._spec.video,
-            artifacts=self._spec.artifacts,
-            latents_size=len(latents),
-            finish=self._spec.finish if self._spec.HasField("finish") else None,
-            inspection=self._spec.inspection if self._spec.HasField("inspection") else None,
-        )
+        start = render_start(self._spec, generation_id=self._generation_id, latents_size=len(latents))
         began, inside = self._elapsed(), list[latency_pb2.Span]()
         call = stages.render(endpoint, start, latents=latents, timeout=self._patience.render_seconds)
         try:

@@ -12,6 +12,7 @@ from services.gateway.access import Access
 from services.gateway.catalog import Catalog
 from services.gateway.fair_queue import BATCH
 from services.gateway.identity import current_traceparent, new_generation_id
+from services.gateway.rehearsal import Rehearsal
 from services.gateway.scheduler import Scheduler
 from services.gateway.store.job import Job, NewJob
 from services.gateway.store.jobs import JobStore
@@ -28,12 +29,14 @@ class Creation:
         catalog: Catalog,
         scheduler: Scheduler,
         access: Access,
+        rehearsal: Rehearsal,
         clock: Callable[[], float],
     ) -> None:
         self._jobs = jobs
         self._catalog = catalog
         self._scheduler = scheduler
         self._access = access
+        self._rehearsal = rehearsal
         self._clock = clock
 
     async def create(
@@ -46,7 +49,7 @@ class Creation:
         if known is not None:
             return known
         await self._access.admit(tenant)
-        new, spec = self._new(tenant, request_id, digest, asked)
+        new, spec = await self._new(tenant, request_id, digest, asked)
         outlook = await self._scheduler.admit(spec.tier, new.cost)
         job, _ = await self._jobs.create(
             new,
@@ -63,7 +66,7 @@ class Creation:
         """Many generations in the tier of batches, or none."""
         request_id = request_id or str(uuid.uuid4())
         new = [
-            self._new(tenant, f"{request_id}/{place}", specs.request_digest(one), one, batch=True)[0]
+            (await self._new(tenant, f"{request_id}/{place}", specs.request_digest(one), one, batch=True))[0]
             for place, one in enumerate(asked)
         ]
         if await self._jobs.find_request(tenant.name, new[0].request_id, new[0].request_digest) is None:
@@ -73,7 +76,7 @@ class Creation:
             new, queued_event=lambda job: views.queued_event(job, position=0, eta_seconds=None)
         )
 
-    def _new(
+    async def _new(
         self,
         tenant: Tenant,
         request_id: str,
@@ -93,6 +96,7 @@ class Creation:
                     reason="ADAPTER_UNKNOWN",
                 )
         spec = specs.resolve(asked, model, seed=entropy.randbits(32))
+        await self._rehearsal.check(spec)
         if batch:
             spec.tier = generation_pb2.TIER_DRAFT
         new = NewJob(

@@ -24,6 +24,7 @@ from services.gateway.dispatcher import Dispatcher
 from services.gateway.fair_queue import TIERS
 from services.gateway.generation_service import GenerationService
 from services.gateway.housekeeping import Housekeeping
+from services.gateway.rehearsal import Rehearsal
 from services.gateway.run import Workshop
 from services.gateway.scheduler import Scheduler
 from services.gateway.stages import Stages
@@ -95,7 +96,14 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
         page_key = await jobs.secret("page-tokens")
         tenants = TenantStore(database, secret=await jobs.secret("api-keys"), clock=time.time)
         access = Access(tenants, jobs, keys=config.api_keys, clock=time.time)
-        creation = Creation(jobs=jobs, catalog=catalog, scheduler=scheduler, access=access, clock=time.time)
+        creation = Creation(
+            jobs=jobs,
+            catalog=catalog,
+            scheduler=scheduler,
+            access=access,
+            rehearsal=Rehearsal(stages.postprocessors),
+            clock=time.time,
+        )
         yield [
             Mounted(
                 add_to_server=generation_pb2_grpc.add_GenerationServiceServicer_to_server,

@@ -40,7 +40,8 @@ def resolve(
         spec.previews.CopyFrom(DEFAULT_PREVIEWS)
     spec.video.codec = spec.video.codec or postprocess_pb2.VIDEO_CODEC_H264
     spec.video.effort = spec.video.effort or postprocess_pb2.ENCODING_EFFORT_FAST
-    if not spec.video.HasField("crf"):
+    by_default = not spec.video.HasField("crf") and not spec.video.bits_per_second and not spec.video.quality
+    if by_default and spec.video.codec == postprocess_pb2.VIDEO_CODEC_H264:
         spec.video.crf = DEFAULT_CRF
     if not spec.artifacts:
         spec.artifacts.extend(DEFAULT_ARTIFACTS)
@@ -79,6 +80,23 @@ def plan(spec: generation_pb2.GenerationSpec) -> Plan:
         low_steps=sampling.steps - high,
         forwards_high=1 if sampling.guidance_scale_high == 1.0 else 2,
         forwards_low=1 if sampling.guidance_scale_low == 1.0 else 2,
+    )
+
+
+def render_start(
+    spec: generation_pb2.GenerationSpec, *, generation_id: str = "", latents_size: int = 0
+) -> postprocess_pb2.RenderStart:
+    """What postprocess is asked to make of a resolved spec's latents."""
+    return postprocess_pb2.RenderStart(
+        generation_id=generation_id,
+        model=spec.model,
+        shape=sampling_pb2.VideoShape(width=spec.width, height=spec.height, num_frames=spec.num_frames),
+        fps=spec.fps,
+        video=spec.video,
+        artifacts=spec.artifacts,
+        latents_size=latents_size,
+        finish=spec.finish if spec.HasField("finish") else None,
+        inspection=spec.inspection if spec.HasField("inspection") else None,
     )
 
 

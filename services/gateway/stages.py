@@ -178,6 +178,19 @@ async def denoise(
         raise DataLoss("The denoiser's stream ended early.", reason="STREAM_TRUNCATED")
 
 
+async def plan_render(
+    endpoint: Postprocessor, start: postprocess_pb2.RenderStart, *, timeout: float
+) -> postprocess_pb2.RenderAccepted:
+    """What `render` would accept. Raises the postprocessor's error."""
+    call = PostprocessServiceStub(endpoint.channel).PlanRender(
+        postprocess_pb2.PlanRenderRequest(start=start), timeout=timeout
+    )
+    try:
+        return (await call).accepted
+    except grpc.aio.AioRpcError as failed:
+        raise from_rpc_error(failed) from None
+
+
 async def render(
     endpoint: Postprocessor, start: postprocess_pb2.RenderStart, *, latents: bytes, timeout: float
 ) -> AsyncGenerator[RenderItem, None]:

@@ -4,6 +4,7 @@ import os
 import sys
 
 from rushes.cli.app import app
+from rushes.cli.label import label_default
 
 
 def main() -> None:
@@ -12,7 +13,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     as_json = "--json" in sys.argv
     try:
-        code = app(prog_name="rushes", standalone_mode=False)
+        code = app(label_default(sys.argv[1:]), prog_name="rushes", standalone_mode=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -18,9 +18,11 @@ from rushes.client import (
     Client,
     InvalidRequest,
     RushesError,
+    finish_plan,
     generation_at_end,
     generation_spec,
     succeeded,
+    video_settings,
 )
 from rushes.v1.generation_pb2 import Generation, GenerationEvent, GenerationSpec
 
@@ -33,8 +35,9 @@ DENOISING_SHARE = 0.8
 def read_batch(path: Path, settings: Mapping[str, object]) -> list[GenerationSpec]:
     """One generation a line: a JSON string, which is a prompt, or an object with `prompt` and any setting.
 
-    The names of the settings are those of `rushes.client.generation_spec`; what a line leaves out is taken from
-    `settings`. Raises `CommandRefused` naming the line.
+    The names of the settings are those of `rushes.client.generation_spec`; `finish` and `video` are objects of the
+    settings of `finish_plan` and `video_settings`. What a line leaves out is taken from `settings`. Raises
+    `CommandRefused` naming the line.
     """
     specs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -43,6 +46,9 @@ def read_batch(path: Path, settings: Mapping[str, object]) -> list[GenerationSpe
         try:
             said = json.loads(line)
             said = {"prompt": said} if isinstance(said, str) else dict(said)
+            for name, made in (("finish", finish_plan), ("video", video_settings)):
+                if name in said:
+                    said[name] = made(**said[name])
             specs.append(generation_spec(**{**settings, **said}))
         except InvalidRequest as refused:
             raise CommandRefused(f"--batch, line {number}", str(refused)) from None

@@ -25,9 +25,10 @@ Negative = Annotated[
 Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", rich_help_panel=CLIP)]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", rich_help_panel=CLIP)]
 Frames = Annotated[int | None, typer.Option(help="Frames, 4k + 1.", rich_help_panel=CLIP)]
-Fps = Annotated[int | None, typer.Option(help="Frames a second.", rich_help_panel=CLIP)]
+SourceFps = Annotated[
+    int | None, typer.Option(help="Frames a second at which the model's own frames play.", rich_help_panel=CLIP)
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn if not given.", rich_help_panel=CLIP)]
-Crf = Annotated[int | None, typer.Option(help="Constant rate factor: lower is better.", rich_help_panel=CLIP)]
 
 Steps = Annotated[int | None, typer.Option(help="Solver steps.", rich_help_panel=SAMPLING)]
 SolverName = Annotated[str | None, typer.Option("--solver", help="unipc, euler or dpmpp_2m.", rich_help_panel=SAMPLING)]

@@ -25,6 +25,7 @@ from rushes.client.errors import (
     Unimplemented,
 )
 from rushes.client.events import generation_at_end
+from rushes.client.finishing import finish_plan, video_settings
 from rushes.client.retry import RetryPolicy
 from rushes.client.settings import generation_spec
 from rushes.client.sync import Stream, SyncClient
@@ -57,7 +58,9 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "finish_plan",
     "generation_at_end",
     "generation_spec",
     "succeeded",
+    "video_settings",
 ]

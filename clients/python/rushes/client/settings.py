@@ -1,11 +1,12 @@
 """What to make, from plain Python values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from rushes.client.errors import FieldViolation, InvalidRequest
+from rushes.client.finishing import artifact_kinds, choice, put
+from rushes.v1.finishing_pb2 import FinishPlan
 from rushes.v1.generation_pb2 import GenerationSpec
 from rushes.v1.postprocess_pb2 import VideoSettings
-from rushes.v1.sampling_pb2 import PreviewSettings, SamplingSettings, SigmaRule, Solver
+from rushes.v1.sampling_pb2 import SigmaRule, Solver
 
 SOLVERS = {"unipc": Solver.SOLVER_UNIPC, "euler": Solver.SOLVER_EULER, "dpmpp_2m": Solver.SOLVER_DPMPP_2M}
 SIGMA_RULES = {"wan": SigmaRule.SIGMA_RULE_WAN, "diffusers": SigmaRule.SIGMA_RULE_DIFFUSERS}
@@ -31,10 +32,15 @@ def generation_spec(
     preview_every_steps: int | None = None,
     preview_max_edge: int | None = None,
     crf: int | None = None,
+    finish: FinishPlan | None = None,
+    video: VideoSettings | None = None,
+    artifacts: Sequence[str] = (),
 ) -> GenerationSpec:
     """A request for a clip; what is None takes the model's default.
 
     Sizes are pixels (multiples of 16) and frames (4k + 1). `solver` is one of `SOLVERS`, `sigma_rule` of `SIGMA_RULES`.
+    `finish` and `video` are made by `finish_plan` and `video_settings`; `artifacts` are names of
+    `rushes.client.finishing.ARTIFACTS`, by default a poster and a contact sheet.
     Raises `InvalidRequest` for a value that the wire cannot carry; all other rules are the server's.
     """
     spec = GenerationSpec()
@@ -49,10 +55,10 @@ def generation_spec(
         "seed": seed,
     }
     for field, value in top.items():
-        _put(spec, "", field, value)
+        put(spec, "", field, value)
     sampling: Mapping[str, float | None] = {
-        "solver": _choice("sampling.solver", solver, SOLVERS),
-        "sigma_rule": _choice("sampling.sigma_rule", sigma_rule, SIGMA_RULES),
+        "solver": choice("sampling.solver", solver, SOLVERS),
+        "sigma_rule": choice("sampling.sigma_rule", sigma_rule, SIGMA_RULES),
         "steps": steps,
         "flow_shift": flow_shift,
         "boundary_ratio": boundary_ratio,
@@ -60,37 +66,13 @@ def generation_spec(
         "guidance_scale_low": guidance_scale_low,
     }
     for field, number in sampling.items():
-        _put(spec.sampling, "sampling.", field, number)
+        put(spec.sampling, "sampling.", field, number)
     for field, value in {"every_steps": preview_every_steps, "max_edge": preview_max_edge}.items():
-        _put(spec.previews, "previews.", field, value)
-    _put(spec.video, "video.", "crf", crf)
+        put(spec.previews, "previews.", field, value)
+    if video is not None:
+        spec.video.CopyFrom(video)
+    put(spec.video, "video.", "crf", crf)
+    if finish is not None and finish.ByteSize():
+        spec.finish.CopyFrom(finish)
+    spec.artifacts.extend(artifact_kinds(artifacts))
     return spec
-
-
-def _put(
-    message: GenerationSpec | SamplingSettings | PreviewSettings | VideoSettings,
-    prefix: str,
-    field: str,
-    value: str | float | None,
-) -> None:
-    if value is None:
-        return
-    try:
-        setattr(message, field, value)
-    except (ValueError, TypeError) as unfit:
-        raise InvalidRequest(
-            f"{prefix}{field}: {unfit}",
-            reason="INVALID_ARGUMENT",
-            violations=(FieldViolation(field=prefix + field, rule="must fit the field's type and range"),),
-        ) from None
-
-
-def _choice(field: str, name: str | None, values: Mapping[str, int]) -> int | None:
-    if name is None:
-        return None
-    if name not in values:
-        rule = f"must be one of {', '.join(values)}"
-        raise InvalidRequest(
-            f"{field}: {rule}", reason="INVALID_ARGUMENT", violations=(FieldViolation(field=field, rule=rule),)
-        )
-    return values[name]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rushes.cli import finish_options as f
 from rushes.cli import options as o
 
 app = typer.Typer()
@@ -19,9 +20,8 @@ def generate(
     width: o.Width = None,
     height: o.Height = None,
     frames: o.Frames = None,
-    fps: o.Fps = None,
+    source_fps: o.SourceFps = None,
     seed: o.Seed = None,
-    crf: o.Crf = None,
     steps: o.Steps = None,
     solver: o.SolverName = None,
     sigma_rule: o.SigmaRuleName = None,
@@ -29,6 +29,27 @@ def generate(
     boundary: o.Boundary = None,
     guidance_high: o.GuidanceHigh = None,
     guidance_low: o.GuidanceLow = None,
+    upscale: f.Upscale = None,
+    upscaler: f.Upscaler = None,
+    fps: f.TargetFps = None,
+    size: f.Size = None,
+    fit: f.FitName = None,
+    fade_in: f.FadeIn = None,
+    fade_out: f.FadeOut = None,
+    label: f.LabelText = None,
+    label_corner: f.LabelCorner = None,
+    label_opacity: f.LabelOpacity = None,
+    logo: f.LogoFile = None,
+    logo_corner: f.LogoCorner = None,
+    logo_opacity: f.LogoOpacity = None,
+    logo_width: f.LogoWidth = None,
+    subtitles: f.SubtitleFile = None,
+    watermark: f.Watermark = False,
+    watermark_id: f.WatermarkId = None,
+    formats: f.Formats = None,
+    quality: f.Quality = None,
+    crf: f.Crf = None,
+    effort: f.Effort = None,
     output: o.Output = None,
     previews: o.Previews = None,
     preview_every: o.PreviewEvery = 2,
@@ -49,6 +70,7 @@ def generate(
     Without a gateway the whole suite is started in this process, on the embedded model. Ctrl-C cancels.
     """
     from rushes.cli.endpoint import Endpoint
+    from rushes.cli.finishing import Delivery, FinishOptions, finish_settings, flags_named
     from rushes.cli.making import Asked, Outputs, generate_clip, generate_clips
     from rushes.cli.refusal import CommandRefused
     from rushes.client import generation_spec
@@ -60,7 +82,7 @@ def generate(
         "width": width,
         "height": height,
         "num_frames": frames,
-        "fps": fps,
+        "fps": source_fps,
         "seed": seed,
         "steps": steps,
         "solver": solver,
@@ -72,14 +94,36 @@ def generate(
         "preview_every_steps": preview_every if previews else 0,
         "crf": crf,
     }
+    delivery = Delivery.of(formats, quality=quality, effort=effort)
+    finish = FinishOptions(
+        upscale=upscale,
+        upscaler=upscaler,
+        fps=fps,
+        size=size,
+        fit=fit,
+        fade_in=fade_in,
+        fade_out=fade_out,
+        label=label,
+        label_corner=label_corner,
+        label_opacity=label_opacity,
+        logo=logo,
+        logo_corner=logo_corner,
+        logo_opacity=logo_opacity,
+        logo_width=logo_width,
+        subtitles=subtitles,
+        watermark=watermark,
+        watermark_id=watermark_id,
+    )
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     asked = Asked(model=model, device=device, dtype=dtype)
-    if batch is not None:
-        asyncio.run(generate_clips(endpoint, batch, settings, output, asked, as_json=as_json))
-        return
-    spec = generation_spec(prompt or "", **settings)
-    outputs = Outputs(video=output, previews=previews)
-    asyncio.run(generate_clip(endpoint, spec, outputs, asked, prefer_cache=cache, as_json=as_json))
+    with flags_named():
+        settings |= finish_settings(finish, delivery)
+        if batch is not None:
+            asyncio.run(generate_clips(endpoint, batch, settings, output, asked, as_json=as_json))
+            return
+        spec = generation_spec(prompt or "", **settings)
+        outputs = Outputs(video=output, previews=previews)
+        asyncio.run(generate_clip(endpoint, spec, outputs, asked, prefer_cache=cache, as_json=as_json))
 
 
 @app.command()
@@ -90,9 +134,8 @@ def create(
     width: o.Width = None,
     height: o.Height = None,
     frames: o.Frames = None,
-    fps: o.Fps = None,
+    source_fps: o.SourceFps = None,
     seed: o.Seed = None,
-    crf: o.Crf = None,
     steps: o.Steps = None,
     solver: o.SolverName = None,
     sigma_rule: o.SigmaRuleName = None,
@@ -100,6 +143,27 @@ def create(
     boundary: o.Boundary = None,
     guidance_high: o.GuidanceHigh = None,
     guidance_low: o.GuidanceLow = None,
+    upscale: f.Upscale = None,
+    upscaler: f.Upscaler = None,
+    fps: f.TargetFps = None,
+    size: f.Size = None,
+    fit: f.FitName = None,
+    fade_in: f.FadeIn = None,
+    fade_out: f.FadeOut = None,
+    label: f.LabelText = None,
+    label_corner: f.LabelCorner = None,
+    label_opacity: f.LabelOpacity = None,
+    logo: f.LogoFile = None,
+    logo_corner: f.LogoCorner = None,
+    logo_opacity: f.LogoOpacity = None,
+    logo_width: f.LogoWidth = None,
+    subtitles: f.SubtitleFile = None,
+    watermark: f.Watermark = False,
+    watermark_id: f.WatermarkId = None,
+    formats: f.Formats = None,
+    quality: f.Quality = None,
+    crf: f.Crf = None,
+    effort: f.Effort = None,
     model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
     request_id: Annotated[
         str | None, typer.Option(help="UUID: the same one twice is one generation.", rich_help_panel=o.GATEWAY)
@@ -113,29 +177,52 @@ def create(
 ) -> None:
     """Hand in a generation at a running gateway and print its id."""
     from rushes.cli.endpoint import Endpoint
+    from rushes.cli.finishing import Delivery, FinishOptions, finish_settings, flags_named
     from rushes.cli.making import hand_in
     from rushes.client import generation_spec
 
-    spec = generation_spec(
-        prompt,
-        negative_prompt=negative,
-        model=model,
-        width=width,
-        height=height,
-        num_frames=frames,
+    delivery = Delivery.of(formats, quality=quality, effort=effort)
+    finish = FinishOptions(
+        upscale=upscale,
+        upscaler=upscaler,
         fps=fps,
-        seed=seed,
-        steps=steps,
-        solver=solver,
-        sigma_rule=sigma_rule,
-        flow_shift=shift,
-        boundary_ratio=boundary,
-        guidance_scale_high=guidance_high,
-        guidance_scale_low=guidance_low,
-        crf=crf,
+        size=size,
+        fit=fit,
+        fade_in=fade_in,
+        fade_out=fade_out,
+        label=label,
+        label_corner=label_corner,
+        label_opacity=label_opacity,
+        logo=logo,
+        logo_corner=logo_corner,
+        logo_opacity=logo_opacity,
+        logo_width=logo_width,
+        subtitles=subtitles,
+        watermark=watermark,
+        watermark_id=watermark_id,
     )
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
-    asyncio.run(hand_in(endpoint, spec, request_id, as_json=as_json))
+    with flags_named():
+        spec = generation_spec(
+            prompt,
+            negative_prompt=negative,
+            model=model,
+            width=width,
+            height=height,
+            num_frames=frames,
+            fps=source_fps,
+            seed=seed,
+            steps=steps,
+            solver=solver,
+            sigma_rule=sigma_rule,
+            flow_shift=shift,
+            boundary_ratio=boundary,
+            guidance_scale_high=guidance_high,
+            guidance_scale_low=guidance_low,
+            crf=crf,
+            **finish_settings(finish, delivery),
+        )
+        asyncio.run(hand_in(endpoint, spec, request_id, as_json=as_json))
 
 
 @app.command()

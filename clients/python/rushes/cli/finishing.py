@@ -1,0 +1,172 @@
+"""The options of finish and delivery as the messages that say the same, files read and names looked up."""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rushes.cli.refusal import CommandRefused
+from rushes.client import FieldViolation, InvalidRequest, finish_plan, video_settings
+from rushes.v1.finishing_pb2 import FinishPlan
+from rushes.v1.postprocess_pb2 import VideoSettings
+
+FORMATS = ("mp4",)
+
+_MAX_FILE_BYTES = 2**20
+_SIZE = re.compile(r"(\d{1,5})[x×](\d{1,5})")
+_MARK = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,16})")
+_FLAGS: Mapping[str, str] = {
+    "finish.target_fps": "--fps",
+    "finish.upscale": "--upscale",
+    "finish.upscaler": "--upscaler",
+    "finish.width": "--size",
+    "finish.height": "--size",
+    "finish.fit": "--fit",
+    "finish.fade_in_seconds": "--fade-in",
+    "finish.fade_out_seconds": "--fade-out",
+    "finish.label.text": "--label",
+    "finish.label.corner": "--label-corner",
+    "finish.label.opacity": "--label-opacity",
+    "finish.logo.image": "--logo",
+    "finish.logo.corner": "--logo-corner",
+    "finish.logo.opacity": "--logo-opacity",
+    "finish.logo.width_share": "--logo-width",
+    "finish.subtitles": "--subtitles",
+    "finish.watermark_id": "--watermark-id",
+    "fps": "--source-fps",
+    "video.crf": "--crf",
+    "video.quality": "--quality",
+    "video.effort": "--effort",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishOptions:
+    """What the options of finish say, as they were given."""
+
+    upscale: int | None = None
+    upscaler: str | None = None
+    fps: int | None = None
+    size: str | None = None
+    fit: str | None = None
+    fade_in: float | None = None
+    fade_out: float | None = None
+    label: str | None = None
+    label_corner: str | None = None
+    label_opacity: float | None = None
+    logo: Path | None = None
+    logo_corner: str | None = None
+    logo_opacity: float | None = None
+    logo_width: float | None = None
+    subtitles: Path | None = None
+    watermark: bool = False
+    watermark_id: str | None = None
+
+    def plan(self) -> FinishPlan:
+        """The same as a message. Raises `CommandRefused` naming the option, `InvalidRequest` naming the field."""
+        for option, needed, missing in (
+            ("--label-corner", self.label_corner, self.label is None and "--label"),
+            ("--label-opacity", self.label_opacity, self.label is None and "--label"),
+            ("--logo-corner", self.logo_corner, self.logo is None and "--logo"),
+            ("--logo-opacity", self.logo_opacity, self.logo is None and "--logo"),
+            ("--logo-width", self.logo_width, self.logo is None and "--logo"),
+        ):
+            if needed is not None and missing:
+                raise CommandRefused(option, f"needs {missing}")
+        width, height = _size(self.size) if self.size is not None else (None, None)
+        return finish_plan(
+            target_fps=self.fps,
+            upscale=self.upscale,
+            upscaler=self.upscaler,
+            width=width,
+            height=height,
+            fit=self.fit,
+            fade_in_seconds=self.fade_in,
+            fade_out_seconds=self.fade_out,
+            label=self.label,
+            label_corner=self.label_corner,
+            label_opacity=self.label_opacity,
+            logo=_read("--logo", self.logo) if self.logo is not None else None,
+            logo_corner=self.logo_corner,
+            logo_opacity=self.logo_opacity,
+            logo_width_share=self.logo_width,
+            subtitles=_text("--subtitles", self.subtitles) if self.subtitles is not None else None,
+            watermark_id=self._mark_id(),
+        )
+
+    def _mark_id(self) -> int | None:
+        if self.watermark_id is None:
+            return secrets.randbits(64) if self.watermark else None
+        found = _MARK.fullmatch(self.watermark_id)
+        if not found:
+            raise CommandRefused("--watermark-id", "must be up to 16 hexadecimal digits")
+        return int(found[1], 16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """What the options of delivery say: the files that are wanted, and how the clip is encoded."""
+
+    formats: tuple[str, ...]
+    video: VideoSettings
+
+    @classmethod
+    def of(cls, formats: list[str] | None, *, quality: str | None, effort: str | None) -> "Delivery":
+        """Raises `CommandRefused` for a format that is not there, `InvalidRequest` naming the field."""
+        wanted = tuple(dict.fromkeys(formats or FORMATS[:1]))
+        for name in wanted:
+            if name not in FORMATS:
+                raise CommandRefused("--format", f"must be one of {', '.join(FORMATS)}, not {name}")
+        return cls(formats=wanted, video=video_settings(quality=quality, effort=effort))
+
+
+@contextmanager
+def flags_named() -> Iterator[None]:
+    """Name the option beside the field in a refusal that is raised within the block."""
+    try:
+        yield
+    except InvalidRequest as refused:
+        named = tuple(FieldViolation(field=_flagged(one.field), rule=one.rule) for one in refused.violations)
+        if named == refused.violations:
+            raise
+        line = "; ".join(f"{one.field}: {one.rule}" for one in named)
+        raise InvalidRequest(line, reason=refused.reason, violations=named, metadata=refused.metadata) from None
+
+
+def _flagged(field: str) -> str:
+    flag = _FLAGS.get(field.removeprefix("spec."))
+    return f"{flag} ({field})" if flag else field
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise CommandRefused("--size", "must be WIDTHxHEIGHT, for example 1080x1920")
+    return int(found[1]), int(found[2])
+
+
+def _read(option: str, path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise CommandRefused(option, f"{path} must be at most 1 MiB")
+        data = path.read_bytes()
+    except OSError as failed:
+        raise CommandRefused(option, f"{path} cannot be read: {failed.strerror}") from None
+    if not data:
+        raise CommandRefused(option, f"{path} is empty")
+    return data
+
+
+def _text(option: str, path: Path) -> str:
+    try:
+        return _read(option, path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CommandRefused(option, f"{path} must be text in UTF-8") from None
+
+
+def finish_settings(options: FinishOptions, delivery: Delivery) -> dict[str, Any]:
+    """The keywords of `generation_spec` that say the same."""
+    return {"finish": options.plan(), "video": delivery.video}

@@ -1,0 +1,124 @@
+"""What leaves the suite, through real processes: finished clips, and refusals before any device works."""
+
+import asyncio
+import io
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import av
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from rushes.client import Client, InvalidRequest, finish_plan, generation_spec
+from rushes.v1.generation_pb2 import GenerationState
+from tests.end_to_end.processes import Suite, running_suite
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+
+PROMPT = "a red circle moves left across a blue background"
+SHORT = {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "seed": 5}
+WORDS = "1\n00:00:00,000 --> 00:00:00,300\nHello\n"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def suite(tmp_path_factory: pytest.TempPathFactory, model: Path) -> AsyncIterator[Suite]:
+    """Four processes for all tests of this file."""
+    async with running_suite(tmp_path_factory.mktemp("suite"), model) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(suite: Suite) -> AsyncIterator[Client]:
+    """A caller."""
+    async with Client(suite.address) as opened:
+        yield opened
+
+
+def logo() -> bytes:
+    """A green picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), (20, 200, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("finish", "field", "rule"),
+    [
+        ({"logo": b"not a picture"}, "spec.finish.logo.image", "must be a PNG, JPEG or WebP picture"),
+        ({"subtitles": "no timing here"}, "spec.finish.subtitles", "line 1: a cue needs a line of timing"),
+        ({"subtitles": "00:10:00.000 --> 00:11:00.000\nlate"}, "spec.finish.subtitles", "after the clip's 0.5625 s"),
+        ({"label": "\U000e0041"}, "spec.finish.label.text", "must be one line of visible text"),
+        ({"upscaler": "magic"}, "spec.finish.upscaler", "must be lanczos"),
+        ({"fade_in_seconds": 5.0}, "spec.finish.fade_out_seconds", "must fit into the clip's"),
+        ({"target_fps": 121}, "spec.finish.target_fps", ""),
+        ({"width": 100}, "spec.finish", "width and height must be given together"),
+    ],
+)
+async def test_a_bad_order_is_refused_by_field_and_rule_before_anything_is_queued(
+    client: Client, finish: dict[str, object], field: str, rule: str
+) -> None:
+    before = [one.id async for one in client.list()]
+    with pytest.raises(InvalidRequest) as refused:
+        await client.create(generation_spec(PROMPT, **SHORT, finish=finish_plan(**finish)))  # type: ignore[arg-type]
+
+    (violation,) = refused.value.violations
+    assert violation.field == field
+    assert rule in violation.rule
+    assert [one.id async for one in client.list()] == before
+
+
+async def test_the_command_line_finishes_a_clip_as_it_is_told(suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "words.srt").write_text(WORDS, encoding="utf-8")
+    (tmp_path / "logo.png").write_bytes(logo())
+    process = await rushes(
+        suite,
+        tmp_path,
+        *("generate", PROMPT, "--width", "64", "--height", "64", "--frames", "9", "--steps", "2", "--seed", "5"),
+        *("--upscale", "2", "--fps", "32", "--watermark-id", "abc123", "--label", "AI", "--subtitles", "words.srt"),
+        *("--logo", "logo.png", "-o", "clip.mp4", "--json"),
+    )
+
+    assert process[0] == 0, process[2]
+    assert [json.loads(line)["kind"] for line in process[1].splitlines()].count("succeeded") == 1
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        assert (stream.width, stream.height, len(frames), stream.average_rate) == (128, 128, 17, 32)
+
+
+async def test_a_refusal_of_the_server_names_the_option(suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "logo.png").write_bytes(b"not a picture")
+    code, _, complaint = await rushes(suite, tmp_path, "generate", PROMPT, "--logo", "logo.png")
+
+    assert code == 2
+    assert "--logo (spec.finish.logo.image): must be a PNG, JPEG or WebP picture" in complaint
+    assert os.listdir(tmp_path) == ["logo.png"]  # noqa: PTH208
+
+
+async def test_the_settings_in_force_are_repeated(client: Client) -> None:
+    spec = generation_spec(PROMPT, **SHORT, finish=finish_plan(watermark_id=7))  # type: ignore[arg-type]
+    ended = await client.wait((await client.create(spec)).id)
+
+    assert ended.state == GenerationState.GENERATION_STATE_SUCCEEDED
+    assert ended.spec.video.crf == 18
+    assert ended.spec.finish.watermark_id == 7
+
+
+async def rushes(suite: Suite, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and complaints of one command in a folder."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "rushes.cli",
+        *arguments,
+        cwd=folder,
+        env={**os.environ, "RUSHES_GATEWAY": suite.address, "RUSHES_STATE": str(folder / "state")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
