@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rushes.v1 import denoiser_pb2 as rushes_dot_v1_dot_denoiser__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rushes/v1/catalog.proto\x12\trushes.v1\x1a\x18rushes/v1/denoiser.proto\"\x13\n\x11ListModelsRequest\"\xff\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x15\n\rdemonstration\x18\x04 \x01(\x08\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12*\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x18.rushes.v1.ModelDefaults\x12&\n\x06limits\x18\x07 \x01(\x0b\x32\x16.rushes.v1.ModelLimits\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x33\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1e.rushes.v1.ReferenceDifference\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rushes.v1.Model\"\x12\n\x10GetLimitsRequest\"v\n\x11GetLimitsResponse\x12\x1d\n\x15max_prompt_characters\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x32\xa3\x01\n\x0e\x43\x61talogService\x12I\n\nListModels\x12\x1c.rushes.v1.ListModelsRequest\x1a\x1d.rushes.v1.ListModelsResponse\x12\x46\n\tGetLimits\x12\x1b.rushes.v1.GetLimitsRequest\x1a\x1c.rushes.v1.GetLimitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rushes/v1/catalog.proto\x12\trushes.v1\x1a\x18rushes/v1/denoiser.proto\"\x13\n\x11ListModelsRequest\"\xa3\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x15\n\rdemonstration\x18\x04 \x01(\x08\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12*\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x18.rushes.v1.ModelDefaults\x12&\n\x06limits\x18\x07 \x01(\x0b\x32\x16.rushes.v1.ModelLimits\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x33\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1e.rushes.v1.ReferenceDifference\x12\"\n\x07presets\x18\n \x03(\x0b\x32\x11.rushes.v1.Preset\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rushes.v1.Model\"\x12\n\x10GetLimitsRequest\"v\n\x11GetLimitsResponse\x12\x1d\n\x15max_prompt_characters\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x32\xa3\x01\n\x0e\x43\x61talogService\x12I\n\nListModels\x12\x1c.rushes.v1.ListModelsRequest\x1a\x1d.rushes.v1.ListModelsResponse\x12\x46\n\tGetLimits\x12\x1b.rushes.v1.GetLimitsRequest\x1a\x1c.rushes.v1.GetLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST']._serialized_start=64
   _globals['_LISTMODELSREQUEST']._serialized_end=83
   _globals['_MODEL']._serialized_start=86
-  _globals['_MODEL']._serialized_end=341
-  _globals['_LISTMODELSRESPONSE']._serialized_start=343
-  _globals['_LISTMODELSRESPONSE']._serialized_end=397
-  _globals['_GETLIMITSREQUEST']._serialized_start=399
-  _globals['_GETLIMITSREQUEST']._serialized_end=417
-  _globals['_GETLIMITSRESPONSE']._serialized_start=419
-  _globals['_GETLIMITSRESPONSE']._serialized_end=537
-  _globals['_CATALOGSERVICE']._serialized_start=540
-  _globals['_CATALOGSERVICE']._serialized_end=703
+  _globals['_MODEL']._serialized_end=377
+  _globals['_LISTMODELSRESPONSE']._serialized_start=379
+  _globals['_LISTMODELSRESPONSE']._serialized_end=433
+  _globals['_GETLIMITSREQUEST']._serialized_start=435
+  _globals['_GETLIMITSREQUEST']._serialized_end=453
+  _globals['_GETLIMITSRESPONSE']._serialized_start=455
+  _globals['_GETLIMITSRESPONSE']._serialized_end=573
+  _globals['_CATALOGSERVICE']._serialized_start=576
+  _globals['_CATALOGSERVICE']._serialized_end=739
 # @@protoc_insertion_point(module_scope)

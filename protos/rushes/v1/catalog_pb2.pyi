@@ -51,6 +51,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
+    PRESETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, for the field `model` of a request."""
     display_name: _builtins.str
@@ -75,6 +76,10 @@ class Model(_message.Message):
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[_denoiser_pb2.ReferenceDifference]:
         """Where it differs from Wan's reference."""
 
+    @_builtins.property
+    def presets(self) -> _containers.RepeatedCompositeFieldContainer[_denoiser_pb2.Preset]:
+        """Presets that a request may name; `standard` is the defaults."""
+
     def __init__(
         self,
         *,
@@ -87,10 +92,11 @@ class Model(_message.Message):
         limits: _denoiser_pb2.ModelLimits | None = ...,
         fingerprint: _builtins.str = ...,
         differences: _abc.Iterable[_denoiser_pb2.ReferenceDifference] | None = ...,
+        presets: _abc.Iterable[_denoiser_pb2.Preset] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "demonstration", b"demonstration", "differences", b"differences", "display_name", b"display_name", "fingerprint", b"fingerprint", "id", b"id", "licence", b"licence", "limits", b"limits", "notice", b"notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "demonstration", b"demonstration", "differences", b"differences", "display_name", b"display_name", "fingerprint", b"fingerprint", "id", b"id", "licence", b"licence", "limits", b"limits", "notice", b"notice", "presets", b"presets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

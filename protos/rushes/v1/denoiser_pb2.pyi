@@ -173,6 +173,7 @@ class DenoiseStart(_message.Message):
     STATE_SIZE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    REUSE_PREFIX_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The generation this work belongs to: for logs and traces."""
     model: _builtins.str
@@ -192,6 +193,10 @@ class DenoiseStart(_message.Message):
     priority: _builtins.int
     """Class of the work: a higher one runs first, and takes a slot from a lower one at the next step
     (BUNDLE_REASON_PREEMPTED).
+    """
+    reuse_prefix: _builtins.bool
+    """Begin from the state at the expert boundary where this process remembers one of equal text, seed and high-noise
+    settings, and remember it where not. The result is the same, bit for bit.
     """
     @_builtins.property
     def shape(self) -> _sampling_pb2.VideoShape:
@@ -229,16 +234,55 @@ class DenoiseStart(_message.Message):
         state_size: _builtins.int = ...,
         priority: _builtins.int = ...,
         adapters: _abc.Iterable[Global___AdapterUse] | None = ...,
+        reuse_prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "checkpoints", b"checkpoints", "end_step", b"end_step", "previews", b"previews", "sampling", b"sampling", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "adapters", b"adapters", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "priority", b"priority", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "adapters", b"adapters", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "priority", b"priority", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_step: _TypeAlias = _typing.Literal["end_step"]  # noqa: Y015
     _WhichOneofArgType__end_step: _TypeAlias = _typing.Literal["_end_step", b"_end_step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_step) -> _WhichOneofReturnType__end_step | None: ...
 
 Global___DenoiseStart: _TypeAlias = DenoiseStart  # noqa: Y015
+
+@_typing.final
+class Preset(_message.Message):
+    """Preset is a name for settings that go together. A request's own settings win over its preset's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, for the field `preset` of a request."""
+    description: _builtins.str
+    """One line for people."""
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.SamplingSettings:
+        """Settings of the loop in which it differs from the model's defaults."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterUse]:
+        """Adapters that it lays over the experts, where the request names none."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        sampling: _sampling_pb2.SamplingSettings | None = ...,
+        adapters: _abc.Iterable[Global___AdapterUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "description", b"description", "name", b"name", "sampling", b"sampling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preset: _TypeAlias = Preset  # noqa: Y015
 
 @_typing.final
 class AdapterUse(_message.Message):
@@ -346,6 +390,8 @@ class DenoiseAccepted(_message.Message):
     END_STEP_FIELD_NUMBER: _builtins.int
     BOUNDARY_STEP_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    REUSED_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_BATCHED_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """First step that will run."""
     end_step: _builtins.int
@@ -354,6 +400,10 @@ class DenoiseAccepted(_message.Message):
     """First step of the low-noise expert; equal to the number of steps if there is none."""
     fingerprint: _builtins.str
     """Fingerprint of everything that shapes the latents besides the seed and the text: model, schedule, shape, dtype."""
+    reused_steps: _builtins.int
+    """Steps that a remembered state stands for; `first_step` is the one after them."""
+    guidance_batched: _builtins.bool
+    """Whether both prompts are evaluated in one batch."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingSettings:
         """Every field is set."""
@@ -376,10 +426,12 @@ class DenoiseAccepted(_message.Message):
         end_step: _builtins.int = ...,
         boundary_step: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
+        reused_steps: _builtins.int = ...,
+        guidance_batched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary_step", b"boundary_step", "end_step", b"end_step", "fingerprint", b"fingerprint", "first_step", b"first_step", "sampling", b"sampling", "sigmas", b"sigmas", "timesteps", b"timesteps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary_step", b"boundary_step", "end_step", b"end_step", "fingerprint", b"fingerprint", "first_step", b"first_step", "guidance_batched", b"guidance_batched", "reused_steps", b"reused_steps", "sampling", b"sampling", "sigmas", b"sigmas", "timesteps", b"timesteps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,6 +450,7 @@ class StepProgress(_message.Message):
     TIMESTEP_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index of the step that finished, from 0."""
     total: _builtins.int
@@ -412,6 +465,8 @@ class StepProgress(_message.Message):
     """Seconds the step took."""
     eta_seconds: _builtins.float
     """Estimated seconds until the last step of the schedule is finished."""
+    cached: _builtins.bool
+    """True if the step was answered from the step cache."""
     def __init__(
         self,
         *,
@@ -422,10 +477,11 @@ class StepProgress(_message.Message):
         timestep: _builtins.float = ...,
         seconds: _builtins.float = ...,
         eta_seconds: _builtins.float = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta_seconds", b"eta_seconds", "expert", b"expert", "index", b"index", "seconds", b"seconds", "sigma", b"sigma", "timestep", b"timestep", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "eta_seconds", b"eta_seconds", "expert", b"expert", "index", b"index", "seconds", b"seconds", "sigma", b"sigma", "timestep", b"timestep", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,6 +499,7 @@ class Preview(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     step_index: _builtins.int
     """Step it was made after."""
     format: _sampling_pb2.ImageFormat.ValueType
@@ -455,6 +512,8 @@ class Preview(_message.Message):
     """Number of pictures in `data`: more than 1 is an animated WebP."""
     data: _builtins.bytes
     """The encoded picture."""
+    source: _sampling_pb2.PreviewSource.ValueType
+    """What made the picture."""
     def __init__(
         self,
         *,
@@ -464,10 +523,11 @@ class Preview(_message.Message):
         height: _builtins.int = ...,
         frames: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        source: _sampling_pb2.PreviewSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "format", b"format", "frames", b"frames", "height", b"height", "step_index", b"step_index", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "format", b"format", "frames", b"frames", "height", b"height", "source", b"source", "step_index", b"step_index", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,6 +578,7 @@ class DenoiseResult(_message.Message):
     PREVIEWS_DROPPED_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    STEPS_CACHED_FIELD_NUMBER: _builtins.int
     reason: Global___BundleReason.ValueType
     """How the run ended; the last bundle has the same reason."""
     next_step: _builtins.int
@@ -530,6 +591,8 @@ class DenoiseResult(_message.Message):
     """Previews that were made and dropped because a newer one was ready before they could be sent."""
     fingerprint: _builtins.str
     """Fingerprint as in `accepted`."""
+    steps_cached: _builtins.int
+    """Steps that were answered from the step cache."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[_latency_pb2.Span]:
         """Measured intervals inside this call."""
@@ -544,10 +607,11 @@ class DenoiseResult(_message.Message):
         previews_dropped: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
         spans: _abc.Iterable[_latency_pb2.Span] | None = ...,
+        steps_cached: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "fingerprint", b"fingerprint", "next_step", b"next_step", "previews_dropped", b"previews_dropped", "reason", b"reason", "spans", b"spans", "steps_run", b"steps_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "fingerprint", b"fingerprint", "next_step", b"next_step", "previews_dropped", b"previews_dropped", "reason", b"reason", "spans", b"spans", "steps_cached", b"steps_cached", "steps_run", b"steps_run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -699,6 +763,99 @@ class ReferenceDifference(_message.Message):
 Global___ReferenceDifference: _TypeAlias = ReferenceDifference  # noqa: Y015
 
 @_typing.final
+class AttentionTiming(_message.Message):
+    """AttentionTiming is one attention kernel that is present."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, for example `sdpa`, `cudnn`, `flash3`."""
+    seconds: _builtins.float
+    """Seconds of one self-attention at the model's default size; 0 where it was not measured."""
+    error: _builtins.float
+    """Greatest difference from the mathematics in float32, relative; 0 where it was not measured."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttentionTiming: _TypeAlias = AttentionTiming  # noqa: Y015
+
+@_typing.final
+class Acceleration(_message.Message):
+    """Acceleration says how this process computes. Processes that differ in it do not continue each other's states."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    ATTENTION_PRESENT_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
+    LINEAR_FIELD_NUMBER: _builtins.int
+    LINEAR_ERROR_FIELD_NUMBER: _builtins.int
+    OFFLOADED_FIELD_NUMBER: _builtins.int
+    GUIDANCE_BATCH_FIELD_NUMBER: _builtins.int
+    BATCHED_SECONDS_FIELD_NUMBER: _builtins.int
+    SEQUENTIAL_SECONDS_FIELD_NUMBER: _builtins.int
+    PREVIEW_SOURCE_FIELD_NUMBER: _builtins.int
+    TENSORRT_FIELD_NUMBER: _builtins.int
+    attention: _builtins.str
+    """The attention kernel in use."""
+    compiled: _builtins.bool
+    """Whether blocks are compiled."""
+    linear: _builtins.str
+    """Type of the linear layers of the blocks, for example `bfloat16` or `float8`."""
+    linear_error: _builtins.float
+    """Greatest relative error of a linear layer of that type against the weights' own, 0 where they are the same."""
+    offloaded: _builtins.bool
+    """True if the blocks are kept in host memory and brought to the device one after another."""
+    guidance_batch: _builtins.str
+    """Whether both prompts are evaluated in one batch: `auto` (small clips), `measured`, `on` or `off`."""
+    batched_seconds: _builtins.float
+    """With `measured`: seconds of a step with both prompts in one batch, and one after the other."""
+    sequential_seconds: _builtins.float
+    preview_source: _sampling_pb2.PreviewSource.ValueType
+    """What makes previews."""
+    tensorrt: _builtins.bool
+    """TensorRT engines in use."""
+    @_builtins.property
+    def attention_present(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttentionTiming]:
+        """The kernels that are present."""
+
+    def __init__(
+        self,
+        *,
+        attention: _builtins.str = ...,
+        attention_present: _abc.Iterable[Global___AttentionTiming] | None = ...,
+        compiled: _builtins.bool = ...,
+        linear: _builtins.str = ...,
+        linear_error: _builtins.float = ...,
+        offloaded: _builtins.bool = ...,
+        guidance_batch: _builtins.str = ...,
+        batched_seconds: _builtins.float = ...,
+        sequential_seconds: _builtins.float = ...,
+        preview_source: _sampling_pb2.PreviewSource.ValueType = ...,
+        tensorrt: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "attention_present", b"attention_present", "batched_seconds", b"batched_seconds", "compiled", b"compiled", "guidance_batch", b"guidance_batch", "linear", b"linear", "linear_error", b"linear_error", "offloaded", b"offloaded", "preview_source", b"preview_source", "sequential_seconds", b"sequential_seconds", "tensorrt", b"tensorrt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acceleration: _TypeAlias = Acceleration  # noqa: Y015
+
+@_typing.final
 class DescribeDenoiserResponse(_message.Message):
     """DescribeDenoiserResponse describes the loaded experts."""
 
@@ -719,6 +876,8 @@ class DescribeDenoiserResponse(_message.Message):
     DIFFERENCES_FIELD_NUMBER: _builtins.int
     LATENT_CHANNELS_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    PRESETS_FIELD_NUMBER: _builtins.int
+    ACCELERATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     display_name: _builtins.str
@@ -759,6 +918,14 @@ class DescribeDenoiserResponse(_message.Message):
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the adapters that the model's manifest offers."""
 
+    @_builtins.property
+    def presets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Preset]:
+        """Presets of the model, by name; `standard` is the model's defaults."""
+
+    @_builtins.property
+    def acceleration(self) -> Global___Acceleration:
+        """How this process computes."""
+
     def __init__(
         self,
         *,
@@ -777,10 +944,12 @@ class DescribeDenoiserResponse(_message.Message):
         differences: _abc.Iterable[Global___ReferenceDifference] | None = ...,
         latent_channels: _builtins.int = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
+        presets: _abc.Iterable[Global___Preset] | None = ...,
+        acceleration: Global___Acceleration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "model", b"model", "notice", b"notice", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "adapters", b"adapters", "defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "model", b"model", "notice", b"notice", "presets", b"presets", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

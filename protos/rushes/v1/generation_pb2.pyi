@@ -137,6 +137,8 @@ class GenerationSpec(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     INSPECTION_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    REUSE_PREFIX_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What the clip shows: subject, action, scene, camera, mood. 1 to 8000 characters, without control characters."""
     negative_prompt: _builtins.str
@@ -155,6 +157,14 @@ class GenerationSpec(_message.Message):
     """Seed of the initial noise. Not set: the gateway draws one and repeats it in the Generation."""
     tier: Global___Tier.ValueType
     """Class of service."""
+    preset: _builtins.str
+    """One of the model's presets: `draft`, `standard`, `pro`, or one that its manifest adds. It fills in what `sampling` and
+    `adapters` leave out. Empty: `standard`, the model's defaults.
+    """
+    reuse_prefix: _builtins.bool
+    """Begin from the state at the expert boundary of an earlier generation with the same text, seed and high-noise
+    settings, where the denoiser remembers one. The clip is the same, bit for bit.
+    """
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingSettings:
         """Settings of the denoising loop."""
@@ -202,10 +212,12 @@ class GenerationSpec(_message.Message):
         finish: _finishing_pb2.FinishPlan | None = ...,
         inspection: _finishing_pb2.InspectionPolicy | None = ...,
         adapters: _abc.Iterable[_denoiser_pb2.AdapterUse] | None = ...,
+        preset: _builtins.str = ...,
+        reuse_prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "video", b"video", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "preset", b"preset", "previews", b"previews", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -695,6 +707,7 @@ class DenoisingEvent(_message.Message):
     END_STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     BOUNDARY_STEP_FIELD_NUMBER: _builtins.int
+    REUSED_STEPS_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """First step that it will run."""
     end_step: _builtins.int
@@ -703,6 +716,8 @@ class DenoisingEvent(_message.Message):
     """Steps in the whole schedule."""
     boundary_step: _builtins.int
     """First step of the low-noise expert."""
+    reused_steps: _builtins.int
+    """Steps that were taken from an earlier generation of equal text, seed and high-noise settings."""
     def __init__(
         self,
         *,
@@ -710,10 +725,11 @@ class DenoisingEvent(_message.Message):
         end_step: _builtins.int = ...,
         total_steps: _builtins.int = ...,
         boundary_step: _builtins.int = ...,
+        reused_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary_step", b"boundary_step", "end_step", b"end_step", "first_step", b"first_step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary_step", b"boundary_step", "end_step", b"end_step", "first_step", b"first_step", "reused_steps", b"reused_steps", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

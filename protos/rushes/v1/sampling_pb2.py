@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rushes/v1/sampling.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\"\xd5\x02\n\nVideoShape\x12j\n\x05width\x18\x01 \x01(\x05\x42[\xbaHX\xba\x01U\n\x14width.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0\x12l\n\x06height\x18\x02 \x01(\x05\x42\\\xbaHY\xba\x01V\n\x15height.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0\x12m\n\nnum_frames\x18\x03 \x01(\x05\x42Y\xbaHV\xba\x01S\n\x14num_frames.4k_plus_1\x12 must be 4k + 1 (1, 5, 9, ... 81)\x1a\x19this > 0 && this % 4 == 1\"\xd3\x03\n\x10SamplingSettings\x12+\n\x06solver\x18\x01 \x01(\x0e\x32\x11.rushes.v1.SolverB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\nsigma_rule\x18\x02 \x01(\x0e\x32\x14.rushes.v1.SigmaRuleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x05steps\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12\x32\n\nflow_shift\x18\x04 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12\x36\n\x0e\x62oundary_ratio\x18\x05 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x02\x88\x01\x01\x12;\n\x13guidance_scale_high\x18\x06 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x03\x88\x01\x01\x12:\n\x12guidance_scale_low\x18\x07 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x04\x88\x01\x01\x42\x08\n\x06_stepsB\r\n\x0b_flow_shiftB\x11\n\x0f_boundary_ratioB\x16\n\x14_guidance_scale_highB\x15\n\x13_guidance_scale_low\"\xa1\x01\n\x0fPreviewSettings\x12\x1f\n\x0b\x65very_steps\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\x08max_edge\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x08(\x00\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormatB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x02\x12\x19\n\x06\x66rames\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x10(\x00*Y\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOLVER_UNIPC\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x13\n\x0fSOLVER_DPMPP_2M\x10\x03*U\n\tSigmaRule\x12\x1a\n\x16SIGMA_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSIGMA_RULE_WAN\x10\x01\x12\x18\n\x14SIGMA_RULE_DIFFUSERS\x10\x02*M\n\x06\x45xpert\x12\x16\n\x12\x45XPERT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45XPERT_HIGH_NOISE\x10\x01\x12\x14\n\x10\x45XPERT_LOW_NOISE\x10\x02*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rushes/v1/sampling.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\"\xd5\x02\n\nVideoShape\x12j\n\x05width\x18\x01 \x01(\x05\x42[\xbaHX\xba\x01U\n\x14width.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0\x12l\n\x06height\x18\x02 \x01(\x05\x42\\\xbaHY\xba\x01V\n\x15height.multiple_of_16\x12!must be a positive multiple of 16\x1a\x1athis > 0 && this % 16 == 0\x12m\n\nnum_frames\x18\x03 \x01(\x05\x42Y\xbaHV\xba\x01S\n\x14num_frames.4k_plus_1\x12 must be 4k + 1 (1, 5, 9, ... 81)\x1a\x19this > 0 && this % 4 == 1\"\x90\x06\n\x10SamplingSettings\x12+\n\x06solver\x18\x01 \x01(\x0e\x32\x11.rushes.v1.SolverB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\nsigma_rule\x18\x02 \x01(\x0e\x32\x14.rushes.v1.SigmaRuleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x05steps\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12\x32\n\nflow_shift\x18\x04 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12\x36\n\x0e\x62oundary_ratio\x18\x05 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x02\x88\x01\x01\x12;\n\x13guidance_scale_high\x18\x06 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x03\x88\x01\x01\x12:\n\x12guidance_scale_low\x18\x07 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x04\x88\x01\x01\x12=\n\x15guidance_timestep_min\x18\x08 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x05\x88\x01\x01\x12=\n\x15guidance_timestep_max\x18\t \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x06\x88\x01\x01\x12\x32\n\nstep_cache\x18\n \x01(\x0e\x32\x14.rushes.v1.StepCacheB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12<\n\x14step_cache_threshold\x18\x0b \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x07\x88\x01\x01\x42\x08\n\x06_stepsB\r\n\x0b_flow_shiftB\x11\n\x0f_boundary_ratioB\x16\n\x14_guidance_scale_highB\x15\n\x13_guidance_scale_lowB\x18\n\x16_guidance_timestep_minB\x18\n\x16_guidance_timestep_maxB\x17\n\x15_step_cache_threshold\"\xa1\x01\n\x0fPreviewSettings\x12\x1f\n\x0b\x65very_steps\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\x08max_edge\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x08(\x00\x12\x34\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormatB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x02\x12\x19\n\x06\x66rames\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x10(\x00*Y\n\x06Solver\x12\x16\n\x12SOLVER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOLVER_UNIPC\x10\x01\x12\x10\n\x0cSOLVER_EULER\x10\x02\x12\x13\n\x0fSOLVER_DPMPP_2M\x10\x03*U\n\tSigmaRule\x12\x1a\n\x16SIGMA_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSIGMA_RULE_WAN\x10\x01\x12\x18\n\x14SIGMA_RULE_DIFFUSERS\x10\x02*M\n\x06\x45xpert\x12\x16\n\x12\x45XPERT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45XPERT_HIGH_NOISE\x10\x01\x12\x14\n\x10\x45XPERT_LOW_NOISE\x10\x02*W\n\tStepCache\x12\x1a\n\x16STEP_CACHE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_CACHE_OFF\x10\x01\x12\x1a\n\x16STEP_CACHE_FIRST_BLOCK\x10\x02*\x8b\x01\n\rPreviewSource\x12\x1e\n\x1aPREVIEW_SOURCE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PREVIEW_SOURCE_PROJECTION\x10\x01\x12\x1f\n\x1bPREVIEW_SOURCE_TINY_DECODER\x10\x02\x12\x1a\n\x16PREVIEW_SOURCE_DECODER\x10\x03*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_scale_high']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000Y@)\000\000\000\000\000\000\000\000@\001'
   _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_scale_low']._loaded_options = None
   _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_scale_low']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000Y@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_timestep_min']._loaded_options = None
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_timestep_min']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000@\217@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_timestep_max']._loaded_options = None
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['guidance_timestep_max']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000@\217@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['step_cache']._loaded_options = None
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['step_cache']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['step_cache_threshold']._loaded_options = None
+  _globals['_SAMPLINGSETTINGS'].fields_by_name['step_cache_threshold']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000@\001'
   _globals['_PREVIEWSETTINGS'].fields_by_name['every_steps']._loaded_options = None
   _globals['_PREVIEWSETTINGS'].fields_by_name['every_steps']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_PREVIEWSETTINGS'].fields_by_name['max_edge']._loaded_options = None
@@ -60,18 +68,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREVIEWSETTINGS'].fields_by_name['format']._serialized_options = b'\272H\t\202\001\006\030\000\030\001\030\002'
   _globals['_PREVIEWSETTINGS'].fields_by_name['frames']._loaded_options = None
   _globals['_PREVIEWSETTINGS'].fields_by_name['frames']._serialized_options = b'\272H\006\032\004\030\020(\000'
-  _globals['_SOLVER']._serialized_start=1046
-  _globals['_SOLVER']._serialized_end=1135
-  _globals['_SIGMARULE']._serialized_start=1137
-  _globals['_SIGMARULE']._serialized_end=1222
-  _globals['_EXPERT']._serialized_start=1224
-  _globals['_EXPERT']._serialized_end=1301
-  _globals['_IMAGEFORMAT']._serialized_start=1303
-  _globals['_IMAGEFORMAT']._serialized_end=1414
+  _globals['_SOLVER']._serialized_start=1363
+  _globals['_SOLVER']._serialized_end=1452
+  _globals['_SIGMARULE']._serialized_start=1454
+  _globals['_SIGMARULE']._serialized_end=1539
+  _globals['_EXPERT']._serialized_start=1541
+  _globals['_EXPERT']._serialized_end=1618
+  _globals['_STEPCACHE']._serialized_start=1620
+  _globals['_STEPCACHE']._serialized_end=1707
+  _globals['_PREVIEWSOURCE']._serialized_start=1710
+  _globals['_PREVIEWSOURCE']._serialized_end=1849
+  _globals['_IMAGEFORMAT']._serialized_start=1851
+  _globals['_IMAGEFORMAT']._serialized_end=1962
   _globals['_VIDEOSHAPE']._serialized_start=69
   _globals['_VIDEOSHAPE']._serialized_end=410
   _globals['_SAMPLINGSETTINGS']._serialized_start=413
-  _globals['_SAMPLINGSETTINGS']._serialized_end=880
-  _globals['_PREVIEWSETTINGS']._serialized_start=883
-  _globals['_PREVIEWSETTINGS']._serialized_end=1044
+  _globals['_SAMPLINGSETTINGS']._serialized_end=1197
+  _globals['_PREVIEWSETTINGS']._serialized_start=1200
+  _globals['_PREVIEWSETTINGS']._serialized_end=1361
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,60 @@ EXPERT_LOW_NOISE: Expert.ValueType  # 2
 """Serves timesteps below the boundary."""
 Global___Expert: _TypeAlias = Expert  # noqa: Y015
 
+class _StepCache:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepCacheEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepCache.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_CACHE_UNSPECIFIED: _StepCache.ValueType  # 0
+    """OFF."""
+    STEP_CACHE_OFF: _StepCache.ValueType  # 1
+    """Every step is computed in full."""
+    STEP_CACHE_FIRST_BLOCK: _StepCache.ValueType  # 2
+    """When the first block's residual has hardly changed, the residual of the other blocks is taken from the last full
+    step.
+    """
+
+class StepCache(_StepCache, metaclass=_StepCacheEnumTypeWrapper):
+    """StepCache is a way to answer a step from what the step before computed. It saves time and changes the result a little."""
+
+STEP_CACHE_UNSPECIFIED: StepCache.ValueType  # 0
+"""OFF."""
+STEP_CACHE_OFF: StepCache.ValueType  # 1
+"""Every step is computed in full."""
+STEP_CACHE_FIRST_BLOCK: StepCache.ValueType  # 2
+"""When the first block's residual has hardly changed, the residual of the other blocks is taken from the last full
+step.
+"""
+Global___StepCache: _TypeAlias = StepCache  # noqa: Y015
+
+class _PreviewSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PreviewSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PreviewSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREVIEW_SOURCE_UNSPECIFIED: _PreviewSource.ValueType  # 0
+    PREVIEW_SOURCE_PROJECTION: _PreviewSource.ValueType  # 1
+    """A linear map of latents to colours: one pixel a latent."""
+    PREVIEW_SOURCE_TINY_DECODER: _PreviewSource.ValueType  # 2
+    """A tiny decoder of the model's manifest."""
+    PREVIEW_SOURCE_DECODER: _PreviewSource.ValueType  # 3
+    """The model's own decoder."""
+
+class PreviewSource(_PreviewSource, metaclass=_PreviewSourceEnumTypeWrapper):
+    """PreviewSource is what turned latents into the pictures of a preview."""
+
+PREVIEW_SOURCE_UNSPECIFIED: PreviewSource.ValueType  # 0
+PREVIEW_SOURCE_PROJECTION: PreviewSource.ValueType  # 1
+"""A linear map of latents to colours: one pixel a latent."""
+PREVIEW_SOURCE_TINY_DECODER: PreviewSource.ValueType  # 2
+"""A tiny decoder of the model's manifest."""
+PREVIEW_SOURCE_DECODER: PreviewSource.ValueType  # 3
+"""The model's own decoder."""
+Global___PreviewSource: _TypeAlias = PreviewSource  # noqa: Y015
+
 class _ImageFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -158,6 +212,10 @@ class SamplingSettings(_message.Message):
     BOUNDARY_RATIO_FIELD_NUMBER: _builtins.int
     GUIDANCE_SCALE_HIGH_FIELD_NUMBER: _builtins.int
     GUIDANCE_SCALE_LOW_FIELD_NUMBER: _builtins.int
+    GUIDANCE_TIMESTEP_MIN_FIELD_NUMBER: _builtins.int
+    GUIDANCE_TIMESTEP_MAX_FIELD_NUMBER: _builtins.int
+    STEP_CACHE_FIELD_NUMBER: _builtins.int
+    STEP_CACHE_THRESHOLD_FIELD_NUMBER: _builtins.int
     solver: Global___Solver.ValueType
     """Solver of the ordinary differential equation."""
     sigma_rule: Global___SigmaRule.ValueType
@@ -172,6 +230,16 @@ class SamplingSettings(_message.Message):
     """Classifier-free guidance scale of the high-noise expert. 1 means no guidance."""
     guidance_scale_low: _builtins.float
     """Classifier-free guidance scale of the low-noise expert. 1 means no guidance."""
+    guidance_timestep_min: _builtins.float
+    """Guidance is used at timesteps from `guidance_timestep_min` up to and including `guidance_timestep_max`, in 0 to
+    1000; other steps evaluate the prompt alone. Not set: 0, which with a maximum of 1000 is every step.
+    """
+    guidance_timestep_max: _builtins.float
+    """See `guidance_timestep_min`, which must not be greater. Not set: 1000."""
+    step_cache: Global___StepCache.ValueType
+    """Whether steps may be answered from the step before."""
+    step_cache_threshold: _builtins.float
+    """Relative change of the first block's residual below which a step is answered from the cache. Not set: 0.08."""
     def __init__(
         self,
         *,
@@ -182,10 +250,14 @@ class SamplingSettings(_message.Message):
         boundary_ratio: _builtins.float | None = ...,
         guidance_scale_high: _builtins.float | None = ...,
         guidance_scale_low: _builtins.float | None = ...,
+        guidance_timestep_min: _builtins.float | None = ...,
+        guidance_timestep_max: _builtins.float | None = ...,
+        step_cache: Global___StepCache.ValueType = ...,
+        step_cache_threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_boundary_ratio", b"_boundary_ratio", "_flow_shift", b"_flow_shift", "_guidance_scale_high", b"_guidance_scale_high", "_guidance_scale_low", b"_guidance_scale_low", "_steps", b"_steps", "boundary_ratio", b"boundary_ratio", "flow_shift", b"flow_shift", "guidance_scale_high", b"guidance_scale_high", "guidance_scale_low", b"guidance_scale_low", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_boundary_ratio", b"_boundary_ratio", "_flow_shift", b"_flow_shift", "_guidance_scale_high", b"_guidance_scale_high", "_guidance_scale_low", b"_guidance_scale_low", "_guidance_timestep_max", b"_guidance_timestep_max", "_guidance_timestep_min", b"_guidance_timestep_min", "_step_cache_threshold", b"_step_cache_threshold", "_steps", b"_steps", "boundary_ratio", b"boundary_ratio", "flow_shift", b"flow_shift", "guidance_scale_high", b"guidance_scale_high", "guidance_scale_low", b"guidance_scale_low", "guidance_timestep_max", b"guidance_timestep_max", "guidance_timestep_min", b"guidance_timestep_min", "step_cache_threshold", b"step_cache_threshold", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boundary_ratio", b"_boundary_ratio", "_flow_shift", b"_flow_shift", "_guidance_scale_high", b"_guidance_scale_high", "_guidance_scale_low", b"_guidance_scale_low", "_steps", b"_steps", "boundary_ratio", b"boundary_ratio", "flow_shift", b"flow_shift", "guidance_scale_high", b"guidance_scale_high", "guidance_scale_low", b"guidance_scale_low", "sigma_rule", b"sigma_rule", "solver", b"solver", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boundary_ratio", b"_boundary_ratio", "_flow_shift", b"_flow_shift", "_guidance_scale_high", b"_guidance_scale_high", "_guidance_scale_low", b"_guidance_scale_low", "_guidance_timestep_max", b"_guidance_timestep_max", "_guidance_timestep_min", b"_guidance_timestep_min", "_step_cache_threshold", b"_step_cache_threshold", "_steps", b"_steps", "boundary_ratio", b"boundary_ratio", "flow_shift", b"flow_shift", "guidance_scale_high", b"guidance_scale_high", "guidance_scale_low", b"guidance_scale_low", "guidance_timestep_max", b"guidance_timestep_max", "guidance_timestep_min", b"guidance_timestep_min", "sigma_rule", b"sigma_rule", "solver", b"solver", "step_cache", b"step_cache", "step_cache_threshold", b"step_cache_threshold", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__boundary_ratio: _TypeAlias = _typing.Literal["boundary_ratio"]  # noqa: Y015
     _WhichOneofArgType__boundary_ratio: _TypeAlias = _typing.Literal["_boundary_ratio", b"_boundary_ratio"]  # noqa: Y015
@@ -195,6 +267,12 @@ class SamplingSettings(_message.Message):
     _WhichOneofArgType__guidance_scale_high: _TypeAlias = _typing.Literal["_guidance_scale_high", b"_guidance_scale_high"]  # noqa: Y015
     _WhichOneofReturnType__guidance_scale_low: _TypeAlias = _typing.Literal["guidance_scale_low"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale_low: _TypeAlias = _typing.Literal["_guidance_scale_low", b"_guidance_scale_low"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_timestep_max: _TypeAlias = _typing.Literal["guidance_timestep_max"]  # noqa: Y015
+    _WhichOneofArgType__guidance_timestep_max: _TypeAlias = _typing.Literal["_guidance_timestep_max", b"_guidance_timestep_max"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_timestep_min: _TypeAlias = _typing.Literal["guidance_timestep_min"]  # noqa: Y015
+    _WhichOneofArgType__guidance_timestep_min: _TypeAlias = _typing.Literal["_guidance_timestep_min", b"_guidance_timestep_min"]  # noqa: Y015
+    _WhichOneofReturnType__step_cache_threshold: _TypeAlias = _typing.Literal["step_cache_threshold"]  # noqa: Y015
+    _WhichOneofArgType__step_cache_threshold: _TypeAlias = _typing.Literal["_step_cache_threshold", b"_step_cache_threshold"]  # noqa: Y015
     _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
     _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
     @_typing.overload
@@ -205,6 +283,12 @@ class SamplingSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale_high) -> _WhichOneofReturnType__guidance_scale_high | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale_low) -> _WhichOneofReturnType__guidance_scale_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_timestep_max) -> _WhichOneofReturnType__guidance_timestep_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_timestep_min) -> _WhichOneofReturnType__guidance_timestep_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_cache_threshold) -> _WhichOneofReturnType__step_cache_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
 
@@ -229,8 +313,8 @@ class PreviewSettings(_message.Message):
     format: Global___ImageFormat.ValueType
     """Encoding of the previews: WebP or JPEG."""
     frames: _builtins.int
-    """Number of frames in one preview: 1 is a still of the middle of the clip, more are spread over the clip and, as
-    WebP, animated; 0 lets the server choose.
+    """Number of frames in one preview: 1 is a still, more are neighbours in the clip and, as WebP, animated; from preview
+    to preview the window moves on through the clip. 0 lets the server choose.
     """
     def __init__(
         self,
