@@ -10,11 +10,13 @@ from services.denoiser.experts import Expert
 from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan
 from services.denoiser.pool import ExpertPool
+from services.denoiser.presets import presets
 from services.denoiser.previews import Picture
 from services.denoiser.schedule import SigmaRule, Solver
 from services.denoiser.settings import Settings
 from services.denoiser.spans import Spans
 from services.model.manifest import Source
+from services.model.presets import PresetEntry
 
 SOLVERS: Final[Mapping[Solver, sampling_pb2.Solver.ValueType]] = MappingProxyType(
     {
@@ -46,6 +48,9 @@ SOURCES: Final[Mapping[Source, denoiser_pb2.DefaultSource.ValueType]] = MappingP
         Source.SCHEDULER_CONFIG: denoiser_pb2.DEFAULT_SOURCE_MODEL_CONFIG,
     }
 )
+STEP_CACHES: Final[Mapping[str, sampling_pb2.StepCache.ValueType]] = MappingProxyType(
+    {"off": sampling_pb2.STEP_CACHE_OFF, "first_block": sampling_pb2.STEP_CACHE_FIRST_BLOCK}
+)
 ENCODINGS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
     {"webp": sampling_pb2.IMAGE_FORMAT_WEBP, "jpeg": sampling_pb2.IMAGE_FORMAT_JPEG}
 )
@@ -61,6 +66,29 @@ def sampling_message(settings: Settings) -> sampling_pb2.SamplingSettings:
         boundary_ratio=settings.boundary_ratio,
         guidance_scale_high=settings.guidance.high,
         guidance_scale_low=settings.guidance.low,
+    )
+
+
+def preset_message(preset: PresetEntry) -> denoiser_pb2.Preset:
+    """`preset`, with those settings set in which it differs from the defaults."""
+    numbers = preset.model_dump(
+        exclude={"name", "description", "solver", "sigma_rule", "step_cache", "adapters"}, exclude_none=True
+    )
+    sampling = sampling_pb2.SamplingSettings(**numbers)
+    if preset.solver is not None:
+        sampling.solver = SOLVERS[Solver(preset.solver)]
+    if preset.sigma_rule is not None:
+        sampling.sigma_rule = SIGMA_RULES[SigmaRule(preset.sigma_rule)]
+    if preset.step_cache is not None:
+        sampling.step_cache = STEP_CACHES[preset.step_cache]
+    return denoiser_pb2.Preset(
+        name=preset.name,
+        description=preset.description,
+        sampling=sampling,
+        adapters=[
+            denoiser_pb2.AdapterUse(id=use.id, weight_high=use.weight_high, weight_low=use.weight_low)
+            for use in preset.adapters
+        ],
     )
 
 
@@ -174,4 +202,5 @@ def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserRe
         ],
         latent_channels=pool.first.channels,
         adapters=[entry.id for entry in manifest.adapters],
+        presets=[preset_message(preset) for preset in presets(manifest)],
     )

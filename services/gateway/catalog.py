@@ -75,4 +75,5 @@ def _message(
         limits=first.limits,
         fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         differences=first.differences,
+        presets=first.presets,
     )

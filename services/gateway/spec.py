@@ -7,6 +7,7 @@ from rushes.v1 import catalog_pb2, denoiser_pb2, generation_pb2, postprocess_pb2
 from services.chassis.errors import FieldViolation, InvalidRequest
 from services.gateway.cost_model import Plan
 
+STANDARD = "standard"
 DEFAULT_CRF = 18
 DEFAULT_PREVIEWS = sampling_pb2.PreviewSettings(every_steps=2)
 DEFAULT_ARTIFACTS = (postprocess_pb2.ARTIFACT_KIND_POSTER, postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET)
@@ -15,9 +16,9 @@ DEFAULT_ARTIFACTS = (postprocess_pb2.ARTIFACT_KIND_POSTER, postprocess_pb2.ARTIF
 def resolve(
     asked: generation_pb2.GenerationSpec, model: catalog_pb2.Model, *, seed: int
 ) -> generation_pb2.GenerationSpec:
-    """`asked` with every setting in force: what it leaves out is the model's default, and the seed is `seed`.
+    """`asked` with every setting in force: what it leaves out is its preset's, then the model's; a seed is `seed`.
 
-    Raises `InvalidRequest` with every setting that is outside the model's limits.
+    Raises `InvalidRequest` with every setting that is outside the model's limits, and for an unknown preset.
     """
     defaults, spec = model.defaults, generation_pb2.GenerationSpec()
     spec.CopyFrom(asked)
@@ -33,9 +34,14 @@ def resolve(
         spec.fps = defaults.fps
     if not spec.HasField("seed"):
         spec.seed = seed
-    # Merged over the defaults: a field of `asked` that is set wins.
+    preset = _preset(asked.preset, model)
+    spec.preset = preset.name
+    # Merged one over the other: a field of `asked` that is set wins over the preset, which wins over the defaults.
     spec.sampling.CopyFrom(defaults.sampling)
+    spec.sampling.MergeFrom(preset.sampling)
     spec.sampling.MergeFrom(asked.sampling)
+    if not spec.adapters:
+        spec.adapters.extend(preset.adapters)
     if not spec.HasField("previews"):
         spec.previews.CopyFrom(DEFAULT_PREVIEWS)
     spec.video.codec = spec.video.codec or postprocess_pb2.VIDEO_CODEC_H264
@@ -50,6 +56,15 @@ def resolve(
     if violations:
         raise InvalidRequest(violations=violations)
     return spec
+
+
+def _preset(name: str, model: catalog_pb2.Model) -> denoiser_pb2.Preset:
+    """The preset of this name, or `standard` for an empty one, which every model has."""
+    offered = {STANDARD: denoiser_pb2.Preset(name=STANDARD)} | {preset.name: preset for preset in model.presets}
+    if (name or STANDARD) not in offered:
+        known = ", ".join(preset.name for preset in model.presets) or STANDARD
+        raise InvalidRequest.of("spec.preset", f"must be one of: {known}", reason="PRESET_UNKNOWN")
+    return offered[name or STANDARD]
 
 
 def over_limits(spec: generation_pb2.GenerationSpec, limits: denoiser_pb2.ModelLimits) -> list[FieldViolation]:
@@ -109,11 +124,14 @@ def high_noise_steps(steps: int, flow_shift: float, boundary_ratio: float) -> in
 
 
 def fingerprint(spec: generation_pb2.GenerationSpec, model_fingerprint: str) -> str:
-    """Equal for generations that give the same clip: weights, text, seed, settings; not tier and previews."""
+    """Equal for generations that give the same clip: weights, text, seed, settings; not tier, previews, preset name."""
     shaping = generation_pb2.GenerationSpec()
     shaping.CopyFrom(spec)
     shaping.ClearField("tier")
     shaping.ClearField("previews")
+    # What it stands for is in the settings.
+    shaping.ClearField("preset")
+    shaping.ClearField("reuse_prefix")
     content = model_fingerprint.encode() + b"\0" + shaping.SerializeToString(deterministic=True)
     return hashlib.sha256(content).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.model.errors import ModelRefused
+from services.model.presets import PresetEntry
 
 MANIFEST_FILE = "rushes.json"
 
@@ -112,12 +113,16 @@ _ADAPTER_FILE = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\
 
 
 class AdapterEntry(_Strict):
-    """A low-rank adapter that requests may name: its id, and its file for each expert, relative to the model folder."""
+    """A low-rank adapter that requests may name: its id, and its file for each expert, relative to the model folder.
+
+    `distilled_steps`: the steps that a distilled adapter was made for, two files for two experts; `draft` uses it.
+    """
 
     id: Annotated[str, Field(pattern=_ID)]
     name: str = ""
     high: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
     low: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
+    distilled_steps: Annotated[int, Field(gt=0, le=50)] | None = None
 
 
 class Manifest(_Strict):
@@ -139,6 +144,7 @@ class Manifest(_Strict):
     latent_rgb: LatentRgb = WAN21_LATENT_RGB
     files: Mapping[str, FileEntry] = Field(default_factory=dict)
     adapters: tuple[AdapterEntry, ...] = ()
+    presets: tuple[PresetEntry, ...] = ()
     sources: Mapping[str, Source] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -149,6 +155,22 @@ class Manifest(_Strict):
             for file in (entry.high, entry.low):
                 if file is not None and file not in self.files:
                     raise ValueError(f"files must state the size and SHA-256 of {file}, of adapter {entry.id}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_presets(self) -> "Manifest":
+        names = [preset.name for preset in self.presets]
+        if len(set(names)) != len(names):
+            raise ValueError("two presets have one name")
+        if "standard" in names:
+            raise ValueError("the preset standard is the manifest's defaults: state those")
+        known = {entry.id for entry in self.adapters}
+        for preset in self.presets:
+            if preset.steps is not None and preset.steps > self.limits.max_steps:
+                raise ValueError(f"preset {preset.name} has more steps than limits.max_steps")
+            for use in preset.adapters:
+                if use.id not in known:
+                    raise ValueError(f"preset {preset.name} names {use.id}, which is no adapter of the manifest")
         return self
 
     @classmethod

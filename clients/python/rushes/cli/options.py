@@ -30,6 +30,10 @@ SourceFps = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn if not given.", rich_help_panel=CLIP)]
 
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", help="draft, standard, pro, or one of the model's own.", rich_help_panel=SAMPLING),
+]
 Steps = Annotated[int | None, typer.Option(help="Solver steps.", rich_help_panel=SAMPLING)]
 SolverName = Annotated[str | None, typer.Option("--solver", help="unipc, euler or dpmpp_2m.", rich_help_panel=SAMPLING)]
 SigmaRuleName = Annotated[str | None, typer.Option("--sigma-rule", help="wan or diffusers.", rich_help_panel=SAMPLING)]

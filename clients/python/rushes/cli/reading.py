@@ -182,6 +182,8 @@ async def models(endpoint: Endpoint, *, as_json: bool) -> None:
             f" {model.defaults.sampling.steps} steps; at most {limits.max_width}×{limits.max_height},"
             f" {limits.max_frames} frames, {limits.max_steps} steps"
         )
+        for preset in model.presets:
+            console.print(f"  --preset {preset.name}: {preset.description}", markup=False)
         if model.notice:
             console.print(f"  {model.notice}", markup=False)
 

@@ -22,6 +22,7 @@ def generation_spec(
     num_frames: int | None = None,
     fps: int | None = None,
     seed: int | None = None,
+    preset: str | None = None,
     steps: int | None = None,
     solver: str | None = None,
     sigma_rule: str | None = None,
@@ -53,6 +54,7 @@ def generation_spec(
         "num_frames": num_frames,
         "fps": fps,
         "seed": seed,
+        "preset": preset,
     }
     for field, value in top.items():
         put(spec, "", field, value)
