@@ -108,6 +108,11 @@ class Artifacts:
             await obstore.delete_async(self._store, key)
 
 
+def clip_key(sha256: str) -> str:
+    """The key of the clip, or of a file made from one, with this SHA-256."""
+    return f"clips/{sha256[:2]}/{sha256}"
+
+
 def sha256_of(key: str) -> str:
     """The SHA-256 that a key names."""
     return key.rsplit("/", 1)[1]

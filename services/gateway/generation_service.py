@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from rushes.v1 import generation_pb2, generation_pb2_grpc
-from services.chassis.errors import FailedPrecondition, OutOfRange
+from rushes.v1 import generation_pb2, generation_pb2_grpc, postprocess_pb2
+from services.chassis.errors import FailedPrecondition, NotFound, OutOfRange, Resource
 from services.chassis.incoming import Context
 from services.gateway import views
 from services.gateway.access import Access
-from services.gateway.artifacts import Artifacts, sha256_of
+from services.gateway.artifacts import Artifacts, clip_key
 from services.gateway.creation import Creation
 from services.gateway.scheduler import Scheduler
 from services.gateway.store.job import Job
@@ -126,16 +126,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def DownloadVideo(  # noqa: N802 - the name in the proto
         self, request: generation_pb2.DownloadVideoRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.DownloadVideoResponse, None]:
-        """Stream the clip from an offset."""
+        """Stream the clip, or another file made from it, from an offset."""
         tenant = await self._access.tenant(context, "read")
         job = await self._jobs.get(request.id, tenant.name)
         if job.clip is None or job.video is None:
             raise FailedPrecondition("The generation has no clip.", reason="NO_CLIP")
-        size = generation_pb2.Video.FromString(job.video).size_bytes
-        if request.offset > size:
-            raise OutOfRange.of("offset", f"must be at most {size}, the size of the clip")
-        sha256, offset = sha256_of(job.clip), request.offset
-        pieces = self._artifacts.read(job.clip, offset=offset, size=size, chunk_bytes=CHUNK_BYTES)
+        video = generation_pb2.Video.FromString(job.video)
+        file = _output(video, request.output)
+        size, sha256, offset = file.size_bytes, file.sha256, request.offset
+        if offset > size:
+            raise OutOfRange.of("offset", f"must be at most {size}, the size of the file")
+        pieces = self._artifacts.read(clip_key(sha256), offset=offset, size=size, chunk_bytes=CHUNK_BYTES)
         async with aclosing(pieces) as chunks:
             async for data in chunks:
                 yield generation_pb2.DownloadVideoResponse(
@@ -184,3 +185,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             seen.queue_position = outlook.position
             seen.eta_seconds = outlook.eta_seconds
         return seen
+
+
+def _output(video: generation_pb2.Video, name: str) -> postprocess_pb2.OutputFile:
+    """The file of this name, the clip itself for an empty one. Raises `NotFound`."""
+    if not name:
+        return postprocess_pb2.OutputFile(size_bytes=video.size_bytes, sha256=video.sha256)
+    for file in video.outputs:
+        if file.name == name:
+            return file
+    raise NotFound(
+        "The generation has no file of that name.",
+        reason="OUTPUT_NOT_FOUND",
+        resource=Resource(kind="output", name=name),
+    )

@@ -136,6 +136,7 @@ PARTS: Mapping[str, Part] = {
     "render.mark": Part.VIDEO_ENCODE,
     "render.still": Part.VIDEO_ENCODE,
     "render.encode": Part.VIDEO_ENCODE,
+    "render.deliver": Part.VIDEO_ENCODE,
     "render.receive": Part.TRANSFER,
     "render.send": Part.TRANSFER,
 }

@@ -1,6 +1,7 @@
 """One attempt at a generation: what happens in the chain becomes events, checkpoints, previews and a clip."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -11,13 +12,14 @@ from rushes.v1 import denoiser_pb2, generation_pb2, latency_pb2, postprocess_pb2
 from services.chassis.errors import DataLoss
 from services.gateway import spec as specs
 from services.gateway import views
-from services.gateway.artifacts import Artifacts, sha256_of
+from services.gateway.artifacts import Artifacts
 from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
 from services.gateway.fair_queue import TIERS
 from services.gateway.history import History
 from services.gateway.latency import Part, Timeline
+from services.gateway.outputs import Outputs
 from services.gateway.stages import SolverBundle, Stages
 from services.gateway.store.job import Charge, Job, Lease, Outcome, StoredEvent
 from services.gateway.store.jobs import JobStore
@@ -57,6 +59,7 @@ class Run:
         self._began = time.monotonic()
         self._timeline = Timeline()
         self._clip = Clip()
+        self._outputs = Outputs(workshop.artifacts)
         self._result: postprocess_pb2.RenderResult | None = None
         self._conditioning = job.conditioning
         self._charge = Charge(pixels=self._plan.pixels, frames=self._spec.num_frames)
@@ -74,7 +77,8 @@ class Run:
                 for event, changes in await self._take(happening, chain):
                     await history.append(event.SerializeToString(), changes)
             video, key = await self._store_clip()
-        return self.outcome(State.SUCCEEDED, video=video.SerializeToString(), clip=key)
+        outputs = " ".join(self._outputs.keys) or None
+        return self.outcome(State.SUCCEEDED, video=video.SerializeToString(), clip=key, outputs=outputs)
 
     async def share_previews(self) -> None:
         """Put the newest preview where other gateways find it, one at a time, for as long as this is not cancelled."""
@@ -89,7 +93,13 @@ class Run:
                     await self._workshop.leases.preview(self._lease, shared, latest.preview.SerializeToString())
 
     def outcome(
-        self, state: State, *, failure: bytes | None = None, video: bytes | None = None, clip: str | None = None
+        self,
+        state: State,
+        *,
+        failure: bytes | None = None,
+        video: bytes | None = None,
+        clip: str | None = None,
+        outputs: str | None = None,
     ) -> Outcome:
         """The end of the generation, with the account of its time and what it used."""
         latency = self._timeline.breakdown(total=self._elapsed(), trace_id=views.trace_id(self._job.traceparent))
@@ -98,6 +108,7 @@ class Run:
             failure=failure,
             video=video,
             clip=clip,
+            outputs=outputs,
             latency=latency.SerializeToString(),
             steps_run=self.steps_run,
             charge=self._charge,
@@ -155,6 +166,9 @@ class Run:
                 return []
             case SolverBundle():
                 return await self._checkpoint(happening, chain)
+            case postprocess_pb2.OutputPart():
+                await self._outputs.take(happening)
+                return []
         return self._denoised(happening) or self._rendered(happening)
 
     def _denoised(self, happening: Happening) -> list[Entry]:
@@ -180,6 +194,7 @@ class Run:
         match happening:
             case postprocess_pb2.RenderAccepted():
                 self.denoised.set()
+                self._outputs.begin()
                 events = self._clip.accepted(happening)
             case postprocess_pb2.RenderProgress():
                 events = self._clip.progress(happening)
@@ -233,22 +248,33 @@ class Run:
         if result is None:
             raise StageFailed("postprocess", DataLoss("The clip never ended.", reason="CLIP_TRUNCATED"))
         begun = self._elapsed()
-        key = await self._workshop.artifacts.put("clips", self._clip.data)
-        self._timeline.record("store", stage="gateway", start=begun, end=self._elapsed())
-        if sha256_of(key) != result.sha256:
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(self._clip.data).hexdigest())
+        if digest != result.sha256:
             raise StageFailed("postprocess", DataLoss("The clip arrived damaged.", reason="CLIP_DAMAGED"))
-        self._charge = replace(self._charge, size_bytes=result.size_bytes)
+        whole = self._outputs.video
+        if whole is None:
+            key = await self._workshop.artifacts.put("clips", self._clip.data)
+            whole = (
+                postprocess_pb2.OutputFile(
+                    content_type=self._clip.form.content_type, size_bytes=result.size_bytes, sha256=result.sha256
+                ),
+                key,
+            )
+        file, key = whole
+        self._timeline.record("store", stage="gateway", start=begun, end=self._elapsed())
+        self._charge = replace(self._charge, size_bytes=sum(one.size_bytes for one in self._outputs.files))
         return (
             generation_pb2.Video(
-                content_type=self._clip.form.content_type,
+                content_type=file.content_type,
                 width=self._clip.form.width,
                 height=self._clip.form.height,
                 num_frames=result.num_frames,
                 fps=self._clip.form.fps,
                 findings=result.findings,
                 duration_seconds=result.duration_seconds,
-                size_bytes=result.size_bytes,
-                sha256=result.sha256,
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                outputs=self._outputs.files,
             ),
             key,
         )

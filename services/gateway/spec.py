@@ -108,7 +108,7 @@ def render_start(
         shape=sampling_pb2.VideoShape(width=spec.width, height=spec.height, num_frames=spec.num_frames),
         fps=spec.fps,
         video=spec.video,
-        artifacts=spec.artifacts,
+        artifacts=sorted({*spec.artifacts, postprocess_pb2.ARTIFACT_KIND_VIDEO}),
         latents_size=latents_size,
         finish=spec.finish if spec.HasField("finish") else None,
         inspection=spec.inspection if spec.HasField("inspection") else None,

@@ -56,6 +56,7 @@ RenderItem: TypeAlias = (
     | postprocess_pb2.RenderProgress
     | postprocess_pb2.Fragment
     | postprocess_pb2.Artifact
+    | postprocess_pb2.OutputPart
     | postprocess_pb2.RenderResult
 )
 
@@ -212,6 +213,8 @@ async def render(
                 yield response.fragment
             case "artifact":
                 yield response.artifact
+            case "output":
+                yield response.output
             case "result":
                 ended = True
                 yield response.result

@@ -11,13 +11,14 @@ class Fragment:
     """One piece of a fragmented MP4; all pieces in order are a file, and every prefix of them plays as far as it goes.
 
     Number 0 is the initialisation segment (`ftyp`, `moov`) and holds no frames; every later one is a `moof` with its
-    `mdat`.
+    `mdat`, and `independent` if it begins with a key frame.
     """
 
     index: int
     first_frame: int
     frame_count: int
     data: bytes
+    independent: bool = False
 
 
 class FragmentSink:

@@ -1,8 +1,8 @@
-"""Frames to a fragmented H.264 MP4, and the finished fragments to a progressive one without a second encode."""
+"""Frames to a fragmented H.264 MP4."""
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -50,6 +50,7 @@ class Mp4Encoder:
         self._shape = (height, width, 3)
         self._time_base = 1 / fps
         self._sink = FragmentSink()
+        self._keys: set[int] = set()
         length = encoding.fragment_frames
         self._container = av.open(
             self._sink,
@@ -62,7 +63,7 @@ class Mp4Encoder:
             },
         )
         preset, lookahead = encoding.effort.value
-        options = {"preset": preset, "crf": str(encoding.crf), "bf": "0", "sc_threshold": "0"}
+        options = {"preset": preset, "crf": str(encoding.crf), "bf": "0", "sc_threshold": "0", "weightp": "0"}
         options |= {"rc-lookahead": str(lookahead)} if lookahead else {"tune": "zerolatency"}
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
@@ -91,17 +92,25 @@ class Mp4Encoder:
             )
             frame.pts, frame.time_base = item.first + offset, self._time_base
             self._mux(frame)
-            yield from self._sink.take()
+            yield from self._fragments()
 
     def flush(self) -> Iterator[Fragment]:
         """Encode what was held back, and close the file."""
         self._mux(None)
         self._container.close()
-        yield from self._sink.take()
+        yield from self._fragments()
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
+            if packet.is_keyframe and packet.pts is not None and packet.time_base is not None:
+                self._keys.add(round(packet.pts * packet.time_base / self._time_base))
             self._container.mux(packet)
+
+    def _fragments(self) -> Iterator[Fragment]:
+        for fragment in self._sink.take():
+            independent = fragment.first_frame in self._keys and fragment.frame_count > 0
+            yield replace(fragment, independent=independent)
+            self._keys = {frame for frame in self._keys if frame >= fragment.first_frame + fragment.frame_count}
 
 
 def _profile(extradata: bytes | None) -> str:

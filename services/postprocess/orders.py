@@ -15,6 +15,7 @@ from services.postprocess.interpolate import interpolated_count
 from services.postprocess.mp4 import Effort, Encoding
 from services.postprocess.overlay import Corner, Label, Logo, open_logo
 from services.postprocess.plan import RenderPlan
+from services.postprocess.remux import Container
 from services.postprocess.subtitles import Cue, SubtitleInvalid, parse_subtitles
 from services.postprocess.upscale import LANCZOS
 
@@ -87,6 +88,8 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
         rules=_rules(start.inspection),
         poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
         contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
+        sprite=postprocess_pb2.ARTIFACT_KIND_SPRITE in start.artifacts,
+        container=Container.MP4 if postprocess_pb2.ARTIFACT_KIND_VIDEO in start.artifacts else None,
     )
 
 

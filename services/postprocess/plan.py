@@ -8,6 +8,7 @@ from services.postprocess.finish import Finish
 from services.postprocess.inspection import Check, Rule
 from services.postprocess.interpolate import interpolated_count
 from services.postprocess.mp4 import Encoding
+from services.postprocess.remux import Container
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,8 @@ class RenderPlan:
     """The clip as denoised (`width`, `height`, `num_frames`, `fps`), and what becomes of it.
 
     `target_fps` is the rate of the finished clip, `upscale` how much larger the pictures become before `finish`, which
-    has the finished size. `mark_id`, where there is one, is carried by every finished frame.
+    has the finished size. `mark_id`, where there is one, is carried by every finished frame. `container` is the format
+    of the finished file, None if none is wanted.
     """
 
     width: int
@@ -31,11 +33,18 @@ class RenderPlan:
     rules: Mapping[Check, Rule] = field(default_factory=dict)
     poster: bool = False
     contact_sheet: bool = False
+    sprite: bool = False
+    container: Container | None = None
 
     @property
     def finished_frames(self) -> int:
         """Frames of the finished clip."""
         return interpolated_count(self.num_frames, source_fps=self.fps, target_fps=self.target_fps)
+
+    @property
+    def needs_spool(self) -> bool:
+        """Whether some file is made of the fragments."""
+        return self.container is not None
 
     @property
     def upscaled_size(self) -> tuple[int, int]:

@@ -1,9 +1,13 @@
 """One rendering: the chain that a plan asks for, run over one clip's latents."""
 
+import asyncio
 import hashlib
+import tempfile
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +15,7 @@ import torch
 from services.model.device import DeviceThread
 from services.postprocess.chain import Chain, Work
 from services.postprocess.decode import WanDecoder, decode_frames
+from services.postprocess.delivery import made
 from services.postprocess.finish import Finisher
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
@@ -18,7 +23,10 @@ from services.postprocess.inspection import Action, Finding, Inspector
 from services.postprocess.interpolate import Interpolator
 from services.postprocess.mark import Marker
 from services.postprocess.mp4 import Mp4Encoder
+from services.postprocess.outputs import OutputPart, parts
 from services.postprocess.plan import RenderPlan
+from services.postprocess.spool import Spool
+from services.postprocess.sprite import Sprite
 from services.postprocess.stills import Still, StillTaker
 from services.postprocess.upscale import LanczosUpscaler
 
@@ -56,7 +64,7 @@ class QualityRefused(Exception):
         self.finding = finding
 
 
-Event: TypeAlias = Work | Fragment | Poster | ContactSheet | Finished
+Event: TypeAlias = Work | Fragment | Poster | ContactSheet | OutputPart | Finished
 
 
 class Rendering:
@@ -71,7 +79,10 @@ class Rendering:
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
         self._inspector = Inspector(fps=fps, rules=plan.rules)
-        self._stills = StillTaker(total=total, poster=plan.poster, contact_sheet=plan.contact_sheet)
+        self._sprite = Sprite(total=total, fps=fps) if plan.sprite else None
+        self._stills = StillTaker(
+            total=total, poster=plan.poster, contact_sheet=plan.contact_sheet, sprite=self._sprite
+        )
         self._encoder = Mp4Encoder(
             width=finish.width, height=finish.height, fps=fps, encoding=plan.encoding, threads=encoder_threads
         )
@@ -87,19 +98,28 @@ class Rendering:
         self.content_type = self._encoder.content_type
 
     async def events(self, device: DeviceThread, latents: torch.Tensor) -> AsyncGenerator[Event, None]:
-        """Render normalised `latents` [C, T, h, w]; a `Work` for each decoded chunk, fragments, stills, `Finished`.
+        """Render normalised `latents` [C, T, h, w]: a `Work` for each chunk, fragments, stills, files, `Finished`.
 
         Raises `StageFailed` where a stage breaks, and `QualityRefused` where a finding's rule says so. Closing it early
         stops within one chunk.
         """
+        with tempfile.TemporaryDirectory(prefix="rushes-render-") as folder:
+            async with aclosing(self._events(device, latents, Path(folder))) as events:
+                async for event in events:
+                    yield event
+
+    async def _events(self, device: DeviceThread, latents: torch.Tensor, folder: Path) -> AsyncGenerator[Event, None]:
         chain = Chain(device, decode_frames(self._decoder, latents), self._stages)
         digest, size, frames = hashlib.sha256(), 0, 0
+        spool = Spool(folder) if self.plan.needs_spool else None
         async with aclosing(chain.items()) as items:
             async for item in items:
                 if isinstance(item, Fragment):
                     digest.update(item.data)
                     size += len(item.data)
                     frames += item.frame_count
+                    if spool is not None:
+                        spool.append(item)
                 yield item
         refusing = [finding for finding in self._inspector.findings if finding.action is Action.FAIL]
         if refusing:
@@ -108,10 +128,16 @@ class Rendering:
             yield Poster(still=self._stills.poster)
         if self._stills.contact_sheet:
             yield ContactSheet(still=self._stills.contact_sheet)
+        begun = time.monotonic()
+        outputs = await asyncio.to_thread(made, self.plan, spool, self._sprite, folder)
+        for output in outputs:
+            for part in parts(output):
+                yield part
+        delivering = Work(stage="deliver", start=begun, duration=time.monotonic() - begun, frames=frames)
         yield Finished(
             num_frames=frames,
             size_bytes=size,
             sha256=digest.hexdigest(),
-            work=tuple(chain.work),
+            work=(*chain.work, delivering) if outputs else tuple(chain.work),
             findings=tuple(self._inspector.findings),
         )

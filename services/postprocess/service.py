@@ -23,12 +23,14 @@ from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import NotFinite, WanDecoder
 from services.postprocess.fragments import Fragment
 from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
+from services.postprocess.outputs import OutputPart
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
 from services.postprocess.upscale import LANCZOS
 from services.postprocess.wire import (
     accepted_message,
     artifact_message,
     fragment_messages,
+    output_message,
     progress_message,
     result_message,
 )
@@ -86,6 +88,8 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                             for message in fragment_messages(event, offset):
                                 yield message
                             offset += len(event.data)
+                        case OutputPart():
+                            yield output_message(event)
                         case Finished():
                             yield result_message(event, plan, [receiving], origin)
                         case _:

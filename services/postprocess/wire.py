@@ -10,6 +10,7 @@ from services.postprocess.fragments import Fragment
 from services.postprocess.inspection import Finding
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.orders import ACTIONS, CHECKS, CORNERS, EFFORTS, FITS
+from services.postprocess.outputs import OutputKind, OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import ContactSheet, Finished, Poster
 from services.postprocess.stills import Still
@@ -20,6 +21,12 @@ T = TypeVar("T")
 _PART_BYTES: Final = 2**20
 _FORMATS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
     {"JPEG": sampling_pb2.IMAGE_FORMAT_JPEG, "PNG": sampling_pb2.IMAGE_FORMAT_PNG}
+)
+_KINDS: Final[Mapping[OutputKind, postprocess_pb2.ArtifactKind.ValueType]] = MappingProxyType(
+    {
+        OutputKind.VIDEO: postprocess_pb2.ARTIFACT_KIND_VIDEO,
+        OutputKind.SPRITE: postprocess_pb2.ARTIFACT_KIND_SPRITE,
+    }
 )
 _ENCODER: Final = Mp4Encoder.name
 
@@ -102,6 +109,21 @@ def artifact_message(artifact: Poster | ContactSheet) -> postprocess_pb2.RenderR
     return postprocess_pb2.RenderResponse(
         artifact=postprocess_pb2.Artifact(
             kind=kind, format=_FORMATS[still.format], width=still.width, height=still.height, data=still.data
+        )
+    )
+
+
+def output_message(part: OutputPart) -> postprocess_pb2.RenderResponse:
+    """A piece of a file."""
+    output = part.output
+    return postprocess_pb2.RenderResponse(
+        output=postprocess_pb2.OutputPart(
+            kind=_KINDS[output.kind],
+            name=output.name,
+            content_type=output.content_type,
+            offset=part.offset,
+            data=part.data,
+            sha256=part.sha256,
         )
     )
 

@@ -1,6 +1,7 @@
 """What leaves the suite, through real processes: finished clips, and refusals before any device works."""
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from rushes.client import Client, InvalidRequest, finish_plan, generation_spec
+from rushes.client import Client, InvalidRequest, NotFound, finish_plan, generation_spec
 from rushes.v1.generation_pb2 import GenerationState
 from tests.end_to_end.processes import Suite, running_suite
 
@@ -84,7 +85,10 @@ async def test_the_command_line_finishes_a_clip_as_it_is_told(suite: Suite, tmp_
 
     assert process[0] == 0, process[2]
     assert [json.loads(line)["kind"] for line in process[1].splitlines()].count("succeeded") == 1
-    with av.open(str(tmp_path / "clip.mp4")) as container:
+    data = (tmp_path / "clip.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert b"moof" not in data
+    with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         assert (stream.width, stream.height, len(frames), stream.average_rate) == (128, 128, 17, 32)
@@ -106,6 +110,24 @@ async def test_the_settings_in_force_are_repeated(client: Client) -> None:
     assert ended.state == GenerationState.GENERATION_STATE_SUCCEEDED
     assert ended.spec.video.crf == 18
     assert ended.spec.finish.watermark_id == 7
+
+
+async def test_every_file_of_a_clip_is_listed_and_read_by_its_name(client: Client, tmp_path: Path) -> None:
+    spec = generation_spec(PROMPT, **SHORT, artifacts=["sprite"])  # type: ignore[arg-type]
+    ended = await client.wait((await client.create(spec)).id)
+
+    files = {file.name: file for file in ended.video.outputs}
+    assert set(files) == {"clip.mp4", "sprite.jpg", "sprite.vtt"}
+    assert (ended.video.sha256, ended.video.content_type) == (files["clip.mp4"].sha256, "video/mp4")
+    for name, file in files.items():
+        saved = await client.download(ended.id, tmp_path / name, output=name)
+        data = (tmp_path / name).read_bytes()
+        assert (saved.size_bytes, len(data)) == (file.size_bytes, file.size_bytes)
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+    with pytest.raises(NotFound):
+        await client.download(ended.id, tmp_path / "x", output="index.m3u8")
+    with pytest.raises(NotFound):
+        [piece async for piece in client.video(ended.id, output="../clip.mp4")]
 
 
 async def rushes(suite: Suite, folder: Path, *arguments: str) -> tuple[int, str, str]:

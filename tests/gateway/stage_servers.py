@@ -179,9 +179,16 @@ class Postprocessor(postprocess_pb2_grpc.PostprocessServiceServicer):
             yield pp.RenderResponse(fragment=pp.Fragment(index=index, offset=len(clip), data=data, last_part=True))
             clip += data
         for kind in start.artifacts:
-            yield pp.RenderResponse(artifact=pp.Artifact(kind=kind, data=_hash(latents)))
+            if kind == pp.ARTIFACT_KIND_VIDEO:
+                digest = hashlib.sha256(clip).hexdigest()
+                yield pp.RenderResponse(output=pp.OutputPart(kind=kind, name="clip.mp4", data=clip, sha256=digest))
+            else:
+                yield pp.RenderResponse(artifact=pp.Artifact(kind=kind, data=_hash(latents)))
         digest = hashlib.sha256(clip).hexdigest()
         yield pp.RenderResponse(result=pp.RenderResult(num_frames=5, size_bytes=len(clip), sha256=digest))
+
+    async def PlanRender(self, request, _context):  # noqa: N802 - the name in the proto
+        return pp.PlanRenderResponse(accepted=pp.RenderAccepted(video=request.start.video))
 
     async def DescribePostprocess(self, _request, _context):  # noqa: N802 - the name in the proto
         return pp.DescribePostprocessResponse(model=MODEL, fingerprint="p", slots=self.behaviour.slots)

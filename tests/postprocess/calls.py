@@ -1,5 +1,6 @@
 """Calls of Render, as a client makes them."""
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,12 +71,24 @@ class Clip:
     progress: list[postprocess_pb2.RenderProgress] = field(default_factory=list)
     fragments: list[postprocess_pb2.Fragment] = field(default_factory=list)
     artifacts: list[postprocess_pb2.Artifact] = field(default_factory=list)
+    outputs: list[postprocess_pb2.OutputPart] = field(default_factory=list)
     result: postprocess_pb2.RenderResult = field(default_factory=postprocess_pb2.RenderResult)
     order: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> bytes:
         return b"".join(part.data for part in self.fragments)
+
+    def files(self) -> dict[str, bytes]:
+        """The files by name; each must have come whole, and be what its SHA-256 says."""
+        files: dict[str, bytes] = {}
+        for part in self.outputs:
+            assert part.offset == len(files.get(part.name, b""))
+            files[part.name] = files.get(part.name, b"") + part.data
+            if part.sha256:
+                assert hashlib.sha256(files[part.name]).hexdigest() == part.sha256
+        assert {part.name for part in self.outputs if part.sha256} == set(files)
+        return files
 
     def frames(self) -> Pixels:
         with av.open(io.BytesIO(self.data)) as container:
@@ -92,7 +105,9 @@ async def render(service: Service, requests: Requests) -> Clip:
         if kind in ("accepted", "result"):
             setattr(clip, kind, value)
         else:
-            getattr(clip, {"fragment": "fragments", "artifact": "artifacts"}.get(kind, kind)).append(value)
+            getattr(
+                clip, {"fragment": "fragments", "artifact": "artifacts", "output": "outputs"}.get(kind, kind)
+            ).append(value)
     return clip
 
 

@@ -50,6 +50,7 @@ async def end(
         "new_video": outcome.video,
         "new_latency": outcome.latency,
         "new_clip": outcome.clip,
+        "new_outputs": outcome.outputs,
         "new_steps_run": outcome.steps_run,
         "done": 1.0 if outcome.state is State.SUCCEEDED else None,
     }
@@ -102,6 +103,7 @@ def _end(state: State, *, fenced: bool) -> ReturningUpdate[Any]:
             video=bindparam("new_video"),
             latency=bindparam("new_latency"),
             clip=bindparam("new_clip"),
+            outputs=bindparam("new_outputs"),
             steps_run=func.coalesce(bindparam("new_steps_run", type_=Integer), generations.c.steps_run),
             progress=func.coalesce(bindparam("done", type_=Float), generations.c.progress),
             checkpoint=None,
@@ -138,6 +140,7 @@ async def answer(database: Database, connection: Connection, job: Job, *, source
                 progress=1.0,
                 video=source.video,
                 clip=source.clip,
+                outputs=source.outputs,
                 cached_from=source.id,
                 follows=None,
                 last_sequence=job.last_sequence + len(payloads) + 1,

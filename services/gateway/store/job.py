@@ -60,6 +60,7 @@ class Job:
     conditioning: str | None
     checkpoint_step: int
     clip: str | None
+    outputs: str | None
     cached_from: str | None
     follows: str | None
     failure: bytes | None
@@ -119,6 +120,7 @@ class Outcome:
     video: bytes | None = None
     latency: bytes | None = None
     clip: str | None = None
+    outputs: str | None = None
     steps_run: int | None = None
     charge: Charge = Charge()
 

@@ -216,12 +216,13 @@ class JobStore:
 
     async def artifact_keys(self) -> set[str]:
         """Keys of all objects that some generation names."""
-        columns = (generations.c.clip, generations.c.checkpoint, generations.c.conditioning)
+        columns = (generations.c.clip, generations.c.outputs, generations.c.checkpoint, generations.c.conditioning)
         async with self._database.read() as connection:
             return {
                 key
                 for column in columns
-                for key in (await connection.execute(select(column).where(column.is_not(None)))).scalars()
+                for keys in (await connection.execute(select(column).where(column.is_not(None)))).scalars()
+                for key in keys.split()
             }
 
     async def backlog(self, *, tier: int, before: float) -> tuple[Backlog, Mapping[int, Backlog], float, int]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     text,
 )
 
@@ -50,6 +51,7 @@ generations = Table(
     Column("conditioning", String(128)),
     Column("checkpoint_step", Integer, nullable=False, default=0),
     Column("clip", String(128)),
+    Column("outputs", Text),
     Column("cached_from", String(64)),
     Column("follows", String(64)),
     Column("failure", LargeBinary),
@@ -85,7 +87,8 @@ generations = Table(
 )
 """One row a generation; the partial indexes hold only the live ones, so that history costs a claim nothing.
 
-`follows` names the generation in flight whose clip a queued one waits for, `cached_from` the one whose clip it got.
+`outputs` are the keys of the files made from the clip, with spaces between them. `follows` names the generation in
+flight whose clip a queued one waits for, `cached_from` the one whose clip it got.
 """
 
 events = Table(

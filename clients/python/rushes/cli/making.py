@@ -248,6 +248,8 @@ async def _finish(client: Client, ended: Generation, recording: Recording | None
     succeeded(ended)
     if recording is not None:
         video = recording.video or recording.name(ended.spec)
+        # The clip that grew was for watching; the finished file has its index in front.
+        recording.discard()
         await client.download(ended.id, video)
         report.saved("video", video)
     report.finished(ended)

@@ -28,3 +28,10 @@ def default_video(spec: GenerationSpec, folder: Path) -> Path:
 def contact_sheet(video: Path) -> Path:
     """The contact sheet beside a clip."""
     return video.with_suffix(".png")
+
+
+def beside(output: Path | None, name: str) -> Path:
+    """Where a file of that name goes: under the name that was given, or its own in the folder or the current one."""
+    if output is not None and not output.is_dir():
+        return output
+    return (output or Path()) / Path(name).name

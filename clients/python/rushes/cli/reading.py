@@ -12,7 +12,7 @@ from rushes.cli.charts import print_parts, print_tree
 from rushes.cli.columns import print_columns
 from rushes.cli.endpoint import Endpoint
 from rushes.cli.model_choice import UNTRAINED, choose_model
-from rushes.cli.names import default_video
+from rushes.cli.names import beside, default_video
 from rushes.cli.recording import Recording
 from rushes.cli.refusal import CommandRefused
 from rushes.cli.reports import wording
@@ -79,6 +79,7 @@ async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None
         "steps": str(spec.sampling.steps),
         "clip": wording.video(generation.video) if generation.HasField("video") else "",
         "sha256": generation.video.sha256,
+        "files": ", ".join(f"{one.name} ({wording.size(one.size_bytes)})" for one in generation.video.outputs),
         "mark": f"{spec.finish.watermark_id:016x}" if spec.finish.HasField("watermark_id") else "",
         "failure": f"{generation.failure.stage}: {generation.failure.message}" if generation.failure.reason else "",
         "cached": f"the clip is that of {generation.cached_from}" if generation.cached_from else "",
@@ -119,15 +120,21 @@ async def cancel(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> No
         Console(highlight=False).print(f"{generation.id} {wording.state(generation)}", markup=False)
 
 
-async def download(endpoint: Endpoint, generation_id: str, output: Path | None, *, as_json: bool) -> None:
-    """Save a finished clip and print its name."""
+async def download(
+    endpoint: Endpoint, generation_id: str, output: Path | None, file: str | None, *, as_json: bool
+) -> None:
+    """Save a finished clip, or the file of that name, and print its name."""
     async with reader(endpoint) as client:
-        generation = await client.get(generation_id)
-        recording = Recording(output, None, LineReport())
-        destination = recording.video or default_video(generation.spec, output or Path())
-        saved = await client.download(generation_id, destination)
+        if file is not None:
+            destination = beside(output, file)
+        else:
+            generation = await client.get(generation_id)
+            recording = Recording(output, None, LineReport())
+            destination = recording.video or default_video(generation.spec, output or Path())
+        saved = await client.download(generation_id, destination, output=file or "")
     if as_json:
-        print_json("saved", what="video", path=str(saved.path), size_bytes=saved.size_bytes, sha256=saved.sha256)
+        what = "video" if file is None else file
+        print_json("saved", what=what, path=str(saved.path), size_bytes=saved.size_bytes, sha256=saved.sha256)
     else:
         Console(highlight=False, soft_wrap=True).print(str(saved.path), markup=False)
 

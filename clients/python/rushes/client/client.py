@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import grpc
 
 from rushes.client.channel import Tls, is_local, open_channel
-from rushes.client.download import DownloadCall, DownloadedVideo, mendable, save, video_bytes
+from rushes.client.download import DownloadCall, DownloadedVideo, mendable, save, stated, video_bytes
 from rushes.client.errors import (
     Exhausted,
     FailedPrecondition,
@@ -255,12 +255,15 @@ class Client:
         )
         return answer.generation
 
-    async def video(self, generation_id: str, *, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """The bytes of a finished clip from the offset, across lost connections; from 0 their SHA-256 is checked."""
+    async def video(self, generation_id: str, *, offset: int = 0, output: str = "") -> AsyncGenerator[bytes, None]:
+        """The bytes of a finished clip from the offset, across lost connections; from 0 their SHA-256 is checked.
+
+        `output` names one of the other files that were made from the clip.
+        """
         metadata = self._metadata(None)
 
         def open_download(at: int) -> DownloadCall:
-            request = generation_pb2.DownloadVideoRequest(id=generation_id, offset=at)
+            request = generation_pb2.DownloadVideoRequest(id=generation_id, offset=at, output=output)
             return self._generations.DownloadVideo(request, metadata=metadata)
 
         async with aclosing(video_bytes(open_download, offset, self._retry)) as pieces:
@@ -268,23 +271,31 @@ class Client:
                 yield data
 
     async def download(
-        self, generation_id: str, destination: Path, *, on_progress: Callable[[int, int], None] | None = None
+        self,
+        generation_id: str,
+        destination: Path,
+        *,
+        output: str = "",
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> DownloadedVideo:
         """Save a finished clip under the name and check its SHA-256; a call that was broken off is taken up again.
 
-        `on_progress` hears of bytes so far and in all. Raises `FailedPrecondition` if there is no clip, OSError if it
-        cannot be written.
+        `output` names one of the other files that were made from the clip. `on_progress` hears of bytes so far and in
+        all. Raises `FailedPrecondition` if there is no clip, `NotFound` if there is no such file, OSError if it cannot
+        be written.
         """
         generation = await self.get(generation_id)
         if not generation.HasField("video"):
             raise FailedPrecondition(f"generation {generation_id} has no clip", reason="NO_VIDEO")
-        video = generation.video
-        pieces = save(video, destination, lambda offset: self.video(generation_id, offset=offset))
+        size_bytes, sha256 = stated(generation, output)
+        pieces = save(
+            size_bytes, sha256, destination, lambda offset: self.video(generation_id, offset=offset, output=output)
+        )
         async with aclosing(pieces) as progress:
             async for done, total in progress:
                 if on_progress is not None:
                     on_progress(done, total)
-        return DownloadedVideo(path=destination, size_bytes=video.size_bytes, sha256=video.sha256)
+        return DownloadedVideo(path=destination, size_bytes=size_bytes, sha256=sha256)
 
     async def models(self) -> tuple[catalog_pb2.Model, ...]:
         """The models that can be asked for, the default first."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 
-from rushes.client.errors import Aborted, DataLoss, Exhausted, RushesError, Unavailable, from_rpc_error
+from rushes.client.errors import Aborted, DataLoss, Exhausted, NotFound, RushesError, Unavailable, from_rpc_error
 from rushes.client.retry import Patience, RetryPolicy
-from rushes.v1.generation_pb2 import DownloadVideoResponse, Video
+from rushes.v1.generation_pb2 import DownloadVideoResponse, Generation
 
 DownloadCall = grpc.aio.UnaryStreamCall[Any, DownloadVideoResponse]
 
@@ -72,8 +72,18 @@ async def video_bytes(
         await asyncio.sleep(patience.next_wait(failure))
 
 
+def stated(generation: Generation, output: str) -> tuple[int, str]:
+    """Size and SHA-256 of the clip, or of the file of that name. Raises `NotFound` if there is none."""
+    if not output:
+        return generation.video.size_bytes, generation.video.sha256
+    for file in generation.video.outputs:
+        if file.name == output:
+            return file.size_bytes, file.sha256
+    raise NotFound(f"generation {generation.id} has no file {output}", reason="OUTPUT_NOT_FOUND")
+
+
 async def save(
-    video: Video, destination: Path, read_from: Callable[[int], AsyncIterator[bytes]]
+    size_bytes: int, sha256: str, destination: Path, read_from: Callable[[int], AsyncIterator[bytes]]
 ) -> AsyncGenerator[tuple[int, int], None]:
     """Write a clip to the destination, yielding (bytes so far, bytes in all); go on where an earlier call stopped.
 
@@ -82,20 +92,20 @@ async def save(
     """
     part = destination.with_name(destination.name + ".part")
     kept = await asyncio.to_thread(_size, part)
-    for start in (kept, 0) if 0 < kept <= video.size_bytes else (0,):
+    for start in (kept, 0) if 0 < kept <= size_bytes else (0,):
         digest = await asyncio.to_thread(_digest, part) if start else hashlib.sha256()
         written = start
         with await asyncio.to_thread(part.open, "ab" if start else "wb") as file:
-            if written < video.size_bytes:
+            if written < size_bytes:
                 with suppress(DataLoss):
                     async for data in read_from(start):
                         await asyncio.to_thread(file.write, data)
                         digest.update(data)
                         written += len(data)
-                        yield written, video.size_bytes
-        if digest.hexdigest() == video.sha256:
+                        yield written, size_bytes
+        if digest.hexdigest() == sha256:
             await asyncio.to_thread(part.replace, destination)
-            yield written, video.size_bytes
+            yield written, size_bytes
             return
     await asyncio.to_thread(part.unlink)
     raise DataLoss("the clip's bytes do not match its SHA-256", reason="HASH_MISMATCH")

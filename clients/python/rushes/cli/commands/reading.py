@@ -75,6 +75,9 @@ def download(
     generation_id: o.GenerationId,
     *,
     output: o.Output = None,
+    file: Annotated[
+        str | None, typer.Option(help="Another file that was made from the clip, by its name in `rushes show`.")
+    ] = None,
     gateway: o.Gateway = None,
     api_key: o.ApiKey = None,
     tls: o.UseTls = False,
@@ -87,7 +90,7 @@ def download(
     from rushes.cli.endpoint import Endpoint
 
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
-    asyncio.run(reading.download(endpoint, generation_id, output, as_json=as_json))
+    asyncio.run(reading.download(endpoint, generation_id, output, file, as_json=as_json))
 
 
 @app.command()
