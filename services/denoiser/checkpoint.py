@@ -1,6 +1,7 @@
 """A solver state as named tensors and text, and back: one form for checkpoint, hand-off, preemption and resume."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -22,13 +23,22 @@ def state_tensors(state: SolverState) -> dict[str, torch.Tensor]:
 
 
 def state_metadata(state: SolverState, plan: Plan) -> dict[str, str]:
-    """What goes with the tensors: schema version, next step, order of the last step, fingerprint of the run."""
+    """What goes with the tensors: schema version, next step, order of the last step, fingerprint and grouping."""
     return {
         "schema_version": str(STATE_SCHEMA),
         "next_step": str(state.step),
         "order": str(state.order),
         "fingerprint": plan.fingerprint,
+        "guidance_batched": "1" if plan.batched else "0",
     }
+
+
+def continued(plan: Plan, metadata: Mapping[str, str]) -> Plan:
+    """`plan` in the grouping of prompts that its state was made in. Raises `ValueError` for none."""
+    batched = metadata.get("guidance_batched")
+    if batched not in ("0", "1"):
+        raise ValueError("guidance_batched must be 0 or 1")
+    return replace(plan, batched=batched == "1")
 
 
 def read_state(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], plan: Plan) -> SolverState:

@@ -18,8 +18,10 @@ class DenoiserConfig(ModelServiceConfig):
     adapter_cache_bytes: int = Field(
         2 * 2**30, ge=0, description="how much of the adapters stays on the device between generations"
     )
-    guidance_batch: Literal["auto", "on", "off"] = Field(
-        "auto", description="evaluate positive and negative prompt in one batch; auto does so for small clips"
+    guidance_batch: Literal["auto", "measure", "on", "off"] = Field(
+        "auto",
+        description="evaluate positive and negative prompt in one batch: auto does so for small clips, measure where it"
+        " is faster here",
     )
     warm_up: bool = Field(True, description="run each expert once before serving")
     strict_reference: bool = Field(

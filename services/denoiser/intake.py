@@ -8,7 +8,7 @@ from services.chassis.bundles import Bundle, BundleReceiver, unpack
 from services.chassis.errors import FailedPrecondition, InvalidRequest
 from services.denoiser.adapter_shelf import AdapterShelf, AdapterUse
 from services.denoiser.adapters import Adapter, AdapterMisfit
-from services.denoiser.checkpoint import StateMismatch, read_state
+from services.denoiser.checkpoint import StateMismatch, continued, read_state
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.experts import Expert
 from services.denoiser.guidance import Guidance
@@ -47,6 +47,7 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
     _check_limits(start, pool)
     uses = _adapter_uses(start, studio.shelf)
     plan = make_plan(start, pool, studio.shelf.names(uses))
+    plan = replace(plan, batched=studio.guidance_batch.batched(plan.latents.tokens))
     conditioning_limit = 2 * pool.manifest.text.max_length * pool.first.text_dim * 4 + _HEADER_BYTES
     _check_size("start.conditioning_size", start.conditioning_size, conditioning_limit)
     _check_size("start.state_size", start.state_size, _STATE_TENSORS * plan.latents.numel * 4 + _HEADER_BYTES)
@@ -55,7 +56,7 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
     )
     state = None
     if start.state_size:
-        state = _state(await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size), plan)
+        state, plan = _state(await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size), plan)
     async for _ in requests:
         raise InvalidRequest.of("chunk", "must not follow a complete stream")
     policy = start.checkpoints
@@ -141,16 +142,23 @@ def _settings(sampling: sampling_pb2.SamplingSettings, pool: ExpertPool) -> Sett
     def stated(name: str, default: float) -> float:
         return float(getattr(sampling, name)) if sampling.HasField(name) else default  # type: ignore[arg-type]  # one of its own fields
 
+    guidance = Guidance(
+        high=stated("guidance_scale_high", defaults.guidance.high),
+        low=stated("guidance_scale_low", defaults.guidance.low),
+        timestep_min=stated("guidance_timestep_min", defaults.guidance.timestep_min),
+        timestep_max=stated("guidance_timestep_max", defaults.guidance.timestep_max),
+    )
+    if guidance.timestep_min > guidance.timestep_max:
+        raise InvalidRequest.of(
+            "start.sampling.guidance_timestep_min", "must not be greater than guidance_timestep_max"
+        )
     return Settings(
         solver=solvers.get(sampling.solver, defaults.solver),
         sigma_rule=rules.get(sampling.sigma_rule, defaults.sigma_rule),
         steps=int(stated("steps", defaults.steps)),
         flow_shift=stated("flow_shift", defaults.flow_shift),
         boundary_ratio=stated("boundary_ratio", defaults.boundary_ratio) if pool.has_boundary else 0.0,
-        guidance=Guidance(
-            high=stated("guidance_scale_high", defaults.guidance.high),
-            low=stated("guidance_scale_low", defaults.guidance.low),
-        ),
+        guidance=guidance,
     )
 
 
@@ -224,9 +232,10 @@ def _conditioning(bundle: Bundle, pool: ExpertPool, plan: Plan) -> Conditioning:
         raise InvalidRequest.of("conditioning", str(broken), reason="BUNDLE_INVALID") from None
 
 
-def _state(bundle: Bundle, plan: Plan) -> SolverState:
+def _state(bundle: Bundle, plan: Plan) -> tuple[SolverState, Plan]:
     try:
-        return read_state(to_tensors(bundle, "cpu"), bundle.metadata, plan)
+        state = read_state(to_tensors(bundle, "cpu"), bundle.metadata, plan)
+        return state, continued(plan, bundle.metadata)
     except StateMismatch as mismatch:
         raise FailedPrecondition(f"The solver state does not fit: {mismatch}.", reason="STATE_MISMATCH") from None
     except ValueError as broken:

@@ -16,7 +16,10 @@ STATE_SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Steps `first_step` up to, without, `end_step` of `schedule`, on latents of shape `latents`."""
+    """Steps `first_step` up to, without, `end_step` of `schedule`, on latents of shape `latents`.
+
+    `batched`: both prompts are evaluated in one batch.
+    """
 
     shape: VideoShape
     latents: LatentShape
@@ -26,6 +29,7 @@ class Plan:
     first_step: int
     end_step: int
     fingerprint: str
+    batched: bool = False
 
     @property
     def boundary_step(self) -> int:

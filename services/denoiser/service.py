@@ -19,8 +19,8 @@ from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
 from services.denoiser.step_scheduler import StepScheduler
 from services.denoiser.turnstile import Turnstile
-from services.denoiser.warm_up import warm_up
-from services.denoiser.wire import accepted_message, description, messages
+from services.denoiser.warm_up import choose_guidance_batch, warm_up
+from services.denoiser.wire import acceleration_message, accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
 
@@ -60,7 +60,9 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, _request: denoiser_pb2.DescribeDenoiserRequest, _context: Context
     ) -> denoiser_pb2.DescribeDenoiserResponse:
         """See `denoiser.proto`."""
-        return description(self._studio.pool, self._turnstile.capacity)
+        return description(
+            self._studio.pool, self._turnstile.capacity, acceleration_message(self._studio.guidance_batch)
+        )
 
 
 @asynccontextmanager
@@ -82,7 +84,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             thread=thread,
             shelf=AdapterShelf(folder, config.adapter_cache_bytes),
             projection=LatentProjection(pool.manifest.latent_rgb, device),
-            guidance_batch=config.guidance_batch,
+            guidance_batch=await thread.run(choose_guidance_batch, pool, config.guidance_batch),
             draining=draining,
         )
         servicer = DenoiserService(studio, Turnstile(StepScheduler(config.slots), config.retry_after_seconds))

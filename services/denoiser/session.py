@@ -16,6 +16,7 @@ from services.denoiser.checkpoint import state_metadata, state_tensors
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
 from services.denoiser.experts import Expert
+from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
 from services.denoiser.pace import Pace
 from services.denoiser.plan import Plan
@@ -26,7 +27,7 @@ from services.denoiser.solvers import SolverState, solver_step
 from services.denoiser.spans import Spans
 from services.denoiser.timing import TimedStep, timed
 from services.denoiser.turnstile import Seat
-from services.denoiser.velocity import BATCHED_TOKENS, GuidedVelocity
+from services.denoiser.velocity import GuidedVelocity
 from services.model.bundles import to_bundle
 from services.model.device import DeviceThread
 
@@ -64,7 +65,7 @@ class Studio:
     thread: DeviceThread
     shelf: AdapterShelf
     projection: LatentProjection
-    guidance_batch: str
+    guidance_batch: GuidanceBatch
     draining: asyncio.Event
 
 
@@ -144,7 +145,6 @@ class Session:
     def _generator(self) -> Generator[TimedStep, None, None]:
         """The steps, made on the device's thread."""
         plan, pool = self._plan, self._studio.pool
-        batch = self._studio.guidance_batch
         velocity = GuidedVelocity(
             experts=pool.experts,
             conditioning=self._work.conditioning,
@@ -153,7 +153,7 @@ class Session:
             boundary_ratio=plan.settings.boundary_ratio,
             shape=plan.latents,
             adapters=self._work.adapters,
-            batched=batch == "on" or (batch == "auto" and plan.latents.tokens <= BATCHED_TOKENS),
+            batched=plan.batched,
         )
         state = self._work.state or SolverState.start(prior(plan.latents, plan.seed))
         steps = denoise(

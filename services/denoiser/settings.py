@@ -27,7 +27,12 @@ class Settings:
             steps=defaults.steps,
             flow_shift=defaults.flow_shift,
             boundary_ratio=defaults.boundary_ratio,
-            guidance=Guidance(high=defaults.guidance_scale_high, low=defaults.guidance_scale_low),
+            guidance=Guidance(
+                high=defaults.guidance_scale_high,
+                low=defaults.guidance_scale_low,
+                timestep_min=defaults.guidance_timestep_min,
+                timestep_max=defaults.guidance_timestep_max,
+            ),
         )
 
     def schedule(self) -> Schedule:

@@ -7,7 +7,7 @@ modulation are one kernel. Norms, modulation and residuals are float32 whatever 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -34,6 +34,12 @@ class Context:
     values: tuple[torch.Tensor, ...]
     rotation: torch.Tensor
     updates: Updates
+
+    def first(self) -> "Context":
+        """The context of the first text alone."""
+        if self.keys[0].shape[0] == 1:
+            return self
+        return replace(self, keys=tuple(k[:1] for k in self.keys), values=tuple(v[:1] for v in self.values))
 
 
 class Transformer:

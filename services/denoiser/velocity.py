@@ -12,9 +12,6 @@ from services.denoiser.guidance import Guidance, guide
 from services.denoiser.shapes import LatentShape
 from services.denoiser.transformer import Context, Transformer
 
-BATCHED_TOKENS = 4096
-"""Up to so many tokens positive and negative prompt are evaluated in one batch: larger clips fill the device alone."""
-
 
 class GuidedVelocity:
     """v(x, t) of one run; what its text costs is paid once per expert, when that expert first runs.
@@ -53,15 +50,18 @@ class GuidedVelocity:
     def __call__(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
         """The guided velocity at x, [1, C, T, H, W] float32."""
         expert = expert_at(timestep, self._boundary_ratio)
-        w = self._guidance.scale(expert)
-        transformer, contexts = self._experts[expert], self._contexts(expert, w)
+        w = self._guidance.scale_at(expert, timestep)
+        transformer, contexts = self._experts[expert], self._contexts(expert)
+        if w == 1:
+            contexts = (contexts[0].first(),)
         v = torch.cat([transformer(x, timestep, context) for context in contexts])
         return v if w == 1 else guide(v[:1], v[1:], w)
 
-    def _contexts(self, expert: Expert, w: float) -> tuple[Context, ...]:
+    def _contexts(self, expert: Expert) -> tuple[Context, ...]:
         if self._ready is None or self._ready[0] is not expert:
             self._ready = None
-            texts = self._texts if w != 1 else self._texts[:1]
+            # By the expert's scale and not by the step's, so that a run that is continued reads in the same groups.
+            texts = self._texts if self._guidance.scale(expert) != 1 else self._texts[:1]
             groups = [texts] if self._batched else texts.split(1)
             adapters = self._adapters.get(expert, ())
             transformer = self._experts[expert]

@@ -2,9 +2,10 @@
 
 import torch
 
+from services.denoiser.guidance_batch import GuidanceBatch, Mode, measure
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
-from services.denoiser.shapes import VideoShape
+from services.denoiser.shapes import LatentShape, VideoShape
 
 _SMALL = VideoShape(width=64, height=64, frames=5)
 
@@ -15,10 +16,21 @@ def warm_up(pool: ExpertPool) -> None:
     On a GPU, whose kernels are chosen by shape, this is on a clip of the model's default size, which also shows at
     start, and not in a generation, that such a clip does not fit; on the CPU it is on a small one.
     """
-    defaults, shape = pool.manifest.defaults, _SMALL
-    if pool.device.type != "cpu":
-        shape = VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
-    latents = shape.latents(pool.first.channels)
+    latents = _usual(pool)
     for transformer in pool.experts.values():
         text = torch.zeros(2, pool.manifest.text.max_length, transformer.text_dim)
         transformer(prior(latents, 0), 500.0, transformer.read(text, latents))
+
+
+def choose_guidance_batch(pool: ExpertPool, mode: Mode) -> GuidanceBatch:
+    """The rule of `mode`; `measure` times both ways on the size that `warm_up` uses."""
+    if mode != "measure":
+        return GuidanceBatch(mode=mode)
+    return GuidanceBatch(mode=mode, measured=measure(pool.first, _usual(pool), pool.manifest.text.max_length))
+
+
+def _usual(pool: ExpertPool) -> LatentShape:
+    defaults, shape = pool.manifest.defaults, _SMALL
+    if pool.device.type != "cpu":
+        shape = VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
+    return shape.latents(pool.first.channels)

@@ -7,6 +7,7 @@ from typing import Final
 from rushes.v1 import denoiser_pb2, latency_pb2, sampling_pb2, tensors_pb2
 from services.chassis.bundles import chunks
 from services.denoiser.experts import Expert
+from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan
 from services.denoiser.pool import ExpertPool
@@ -66,6 +67,8 @@ def sampling_message(settings: Settings) -> sampling_pb2.SamplingSettings:
         boundary_ratio=settings.boundary_ratio,
         guidance_scale_high=settings.guidance.high,
         guidance_scale_low=settings.guidance.low,
+        guidance_timestep_min=settings.guidance.timestep_min,
+        guidance_timestep_max=settings.guidance.timestep_max,
     )
 
 
@@ -103,6 +106,7 @@ def accepted_message(plan: Plan) -> denoiser_pb2.DenoiseResponse:
             end_step=plan.end_step,
             boundary_step=plan.boundary_step,
             fingerprint=plan.fingerprint,
+            guidance_batched=plan.batched,
         )
     )
 
@@ -169,7 +173,18 @@ def _span_messages(spans: Spans) -> list[latency_pb2.Span]:
     ]
 
 
-def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserResponse:
+def acceleration_message(guidance: GuidanceBatch) -> denoiser_pb2.Acceleration:
+    """How this process computes."""
+    message = denoiser_pb2.Acceleration(guidance_batch=guidance.mode)
+    if guidance.measured is not None:
+        message.batched_seconds = guidance.measured.batched_seconds
+        message.sequential_seconds = guidance.measured.sequential_seconds
+    return message
+
+
+def description(
+    pool: ExpertPool, slots: int, acceleration: denoiser_pb2.Acceleration
+) -> denoiser_pb2.DescribeDenoiserResponse:
     """The loaded experts, the defaults in force and where each came from."""
     manifest, defaults, limits = pool.manifest, pool.manifest.defaults, pool.manifest.limits
     return denoiser_pb2.DescribeDenoiserResponse(
@@ -203,4 +218,5 @@ def description(pool: ExpertPool, slots: int) -> denoiser_pb2.DescribeDenoiserRe
         latent_channels=pool.first.channels,
         adapters=[entry.id for entry in manifest.adapters],
         presets=[preset_message(preset) for preset in presets(manifest)],
+        acceleration=acceleration,
     )

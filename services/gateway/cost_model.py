@@ -28,7 +28,7 @@ def forward_work(token_count: int) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What shapes the cost of a generation. `forwards_*`: 2 with classifier-free guidance, 1 without."""
+    """What shapes the cost of a generation. `forwards_*`: of a step, 2 with classifier-free guidance, 1 without."""
 
     model: str
     width: int
@@ -36,8 +36,8 @@ class Plan:
     num_frames: int
     high_steps: int
     low_steps: int
-    forwards_high: int = 2
-    forwards_low: int = 2
+    forwards_high: float = 2.0
+    forwards_low: float = 2.0
 
     @property
     def work(self) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 
 from rushes.v1 import catalog_pb2, denoiser_pb2, generation_pb2, postprocess_pb2, sampling_pb2
 from services.chassis.errors import FieldViolation, InvalidRequest
@@ -52,7 +53,7 @@ def resolve(
     if not spec.artifacts:
         spec.artifacts.extend(DEFAULT_ARTIFACTS)
     spec.tier = spec.tier or generation_pb2.TIER_STANDARD
-    violations = over_limits(spec, model.limits)
+    violations = over_limits(spec, model.limits) + _reversed_interval(spec.sampling)
     if violations:
         raise InvalidRequest(violations=violations)
     return spec
@@ -85,7 +86,8 @@ def over_limits(spec: generation_pb2.GenerationSpec, limits: denoiser_pb2.ModelL
 def plan(spec: generation_pb2.GenerationSpec) -> Plan:
     """What shapes the cost of a resolved spec. The split of the steps is that of the flow-shifted schedule."""
     sampling = spec.sampling
-    high = high_noise_steps(sampling.steps, sampling.flow_shift, sampling.boundary_ratio)
+    sigmas = _shifted_sigmas(sampling.steps, sampling.flow_shift)
+    high = sum(sigma >= sampling.boundary_ratio for sigma in sigmas)
     return Plan(
         model=spec.model,
         width=spec.width,
@@ -93,9 +95,27 @@ def plan(spec: generation_pb2.GenerationSpec) -> Plan:
         num_frames=spec.num_frames,
         high_steps=high,
         low_steps=sampling.steps - high,
-        forwards_high=1 if sampling.guidance_scale_high == 1.0 else 2,
-        forwards_low=1 if sampling.guidance_scale_low == 1.0 else 2,
+        forwards_high=_forwards(sigmas[:high], sampling.guidance_scale_high, sampling),
+        forwards_low=_forwards(sigmas[high:], sampling.guidance_scale_low, sampling),
     )
+
+
+def _forwards(sigmas: Sequence[float], scale: float, sampling: sampling_pb2.SamplingSettings) -> float:
+    """Forwards of a step, on average over these noise levels."""
+    if scale == 1.0 or not sigmas:
+        return 1.0
+    highest = sampling.guidance_timestep_max if sampling.HasField("guidance_timestep_max") else 1000.0
+    guided = sum(sampling.guidance_timestep_min <= sigma * 1000 <= highest for sigma in sigmas)
+    return 1.0 + guided / len(sigmas)
+
+
+def _reversed_interval(sampling: sampling_pb2.SamplingSettings) -> list[FieldViolation]:
+    if not sampling.HasField("guidance_timestep_max") or (
+        sampling.guidance_timestep_min <= sampling.guidance_timestep_max
+    ):
+        return []
+    rule = f"must not be greater than guidance_timestep_max, {sampling.guidance_timestep_max:g}"
+    return [FieldViolation(field="spec.sampling.guidance_timestep_min", rule=rule)]
 
 
 def render_start(
@@ -117,10 +137,13 @@ def render_start(
 
 def high_noise_steps(steps: int, flow_shift: float, boundary_ratio: float) -> int:
     """Steps at or above the boundary, for a forecast: even sigmas, shifted to s * sigma / (1 + (s - 1) * sigma)."""
-    shifted = (
+    return sum(sigma >= boundary_ratio for sigma in _shifted_sigmas(steps, flow_shift))
+
+
+def _shifted_sigmas(steps: int, flow_shift: float) -> list[float]:
+    return [
         flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma) for sigma in (1.0 - k / steps for k in range(steps))
-    )
-    return sum(sigma >= boundary_ratio for sigma in shifted)
+    ]
 
 
 def fingerprint(spec: generation_pb2.GenerationSpec, model_fingerprint: str) -> str:

@@ -53,7 +53,15 @@ class Defaults(_Strict):
     boundary_ratio: Annotated[float, Field(ge=0, le=1)] = 0.875
     guidance_scale_high: Annotated[float, Field(ge=0)] = 4.0
     guidance_scale_low: Annotated[float, Field(ge=0)] = 3.0
+    guidance_timestep_min: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    guidance_timestep_max: Annotated[float, Field(ge=0, le=1000)] = 1000.0
     negative_prompt: str = WAN_NEGATIVE_PROMPT
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> "Defaults":
+        if self.guidance_timestep_min > self.guidance_timestep_max:
+            raise ValueError("guidance_timestep_min must not be greater than guidance_timestep_max")
+        return self
 
 
 class Limits(_Strict):

@@ -38,6 +38,10 @@ async def refusal(caller: Caller, stream: Iterator[denoiser_pb2.DenoiseRequest])
         ("start.shape.num_frames", {"shape": {"num_frames": 8}}),
         ("start.shape.num_frames", {"shape": {"num_frames": 85}}),
         ("start.sampling.steps", {"sampling": {"steps": 0}}),
+        (
+            "start.sampling.guidance_timestep_min",
+            {"sampling": {"guidance_timestep_min": 900.0, "guidance_timestep_max": 100.0}},
+        ),
         ("start.sampling.steps", {"sampling": {"steps": 101}}),
         ("start.sampling.guidance_scale_high", {"sampling": {"guidance_scale_high": math.nan}}),
         ("start.sampling.guidance_scale_low", {"sampling": {"guidance_scale_low": math.inf}}),

@@ -14,6 +14,7 @@ from services.chassis.errors import Exhausted
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.checkpoint import read_state
 from services.denoiser.conditioning import Conditioning
+from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.outbox import Ending, Item, Outbox, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
@@ -38,7 +39,7 @@ async def studio(pool: ExpertPool, untrained: Path) -> AsyncIterator[Studio]:
             thread=thread,
             shelf=AdapterShelf(ModelFolder(untrained), 0),
             projection=LatentProjection(pool.manifest.latent_rgb, torch.device("cpu")),
-            guidance_batch="auto",
+            guidance_batch=GuidanceBatch(),
             draining=asyncio.Event(),
         )
 

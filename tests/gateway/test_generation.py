@@ -236,6 +236,12 @@ BAD = {
         for scale in (float("nan"), float("inf"), -1.0)
     ],
     "spec.adapters[0].id": [gp.GenerationSpec(prompt="a", adapters=[{"id": "nobody"}])],  # type: ignore[list-item]
+    "spec.sampling.guidance_timestep_min": [
+        gp.GenerationSpec(
+            prompt="a",
+            sampling={"guidance_timestep_min": 900.0, "guidance_timestep_max": 899.0},  # type: ignore[arg-type]
+        )
+    ],
     "spec.preset": [gp.GenerationSpec(prompt="a", preset="fast"), gp.GenerationSpec(prompt="a", preset="x" * 99)],
     "spec.sampling.solver": [gp.GenerationSpec(prompt="a", sampling={"solver": 99})],  # type: ignore[arg-type]
 }

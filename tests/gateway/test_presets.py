@@ -5,7 +5,7 @@ import pytest
 from rushes.v1 import catalog_pb2, denoiser_pb2, sampling_pb2
 from rushes.v1.generation_pb2 import GenerationSpec
 from services.chassis.errors import InvalidRequest
-from services.gateway.spec import fingerprint, resolve
+from services.gateway.spec import fingerprint, plan, resolve
 from tests.gateway.stage_servers import DEFAULTS
 
 DRAFT = denoiser_pb2.Preset(
@@ -71,3 +71,10 @@ def test_the_same_settings_are_the_same_clip_however_they_were_asked_for():
     assert fingerprint(resolved(preset="draft"), "f") == fingerprint(written_out, "f")
     assert fingerprint(resolved(reuse_prefix=True), "f") == fingerprint(resolved(), "f")
     assert fingerprint(resolved(preset="draft"), "f") != fingerprint(resolved(), "f")
+
+
+def test_an_interval_of_guidance_is_counted_in_the_cost():
+    whole, half = plan(resolved()), plan(resolved(sampling=sampling_pb2.SamplingSettings(guidance_timestep_min=900)))
+    assert (whole.forwards_high, whole.forwards_low) == (2.0, 2.0)
+    assert 1.0 < half.forwards_high <= 2.0
+    assert half.forwards_low == 1.0
