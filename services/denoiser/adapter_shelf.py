@@ -57,6 +57,15 @@ class AdapterShelf:
             for use in uses
         )
 
+    def names_for(self, uses: Sequence[AdapterUse], expert: Expert) -> tuple[tuple[str, ...], ...]:
+        """As `names`, what of `uses` shapes the steps of `expert`."""
+        files = [(use, self._file(use, expert)) for use in uses]
+        return tuple(
+            (use.id, self._folder.manifest.files[file].sha256, repr(use.weight(expert)))
+            for use, file in files
+            if file is not None and use.weight(expert) != 0
+        )
+
     def take(self, uses: Sequence[AdapterUse], expert: Expert, transformer: Transformer) -> list[tuple[Adapter, float]]:
         """The adapters of `uses` for `expert`, weighted; those of weight 0 or without a file for it are left out.
 
@@ -64,8 +73,7 @@ class AdapterShelf:
         """
         taken = []
         for use in uses:
-            entry, weight = self._entries[use.id], use.weight(expert)
-            file = entry.high if expert is Expert.HIGH else entry.low
+            weight, file = use.weight(expert), self._file(use, expert)
             if file is None or weight == 0:
                 continue
             if not math.isfinite(weight):
@@ -73,6 +81,10 @@ class AdapterShelf:
             taken.append((self._adapter(use.id, expert, file, transformer), weight))
         self._give_up()
         return taken
+
+    def _file(self, use: AdapterUse, expert: Expert) -> str | None:
+        entry = self._entries[use.id]
+        return entry.high if expert is Expert.HIGH else entry.low
 
     def _adapter(self, name: str, expert: Expert, file: str, transformer: Transformer) -> Adapter:
         key = (name, expert)

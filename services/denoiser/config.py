@@ -23,6 +23,11 @@ class DenoiserConfig(ModelServiceConfig):
         description="evaluate positive and negative prompt in one batch: auto does so for small clips, measure where it"
         " is faster here",
     )
+    prefix_cache_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="host memory for states at the expert boundary, which requests that ask for it begin from",
+    )
     warm_up: bool = Field(True, description="run each expert once before serving")
     strict_reference: bool = Field(
         False, description="refuse to start where the model differs from Wan's reference in anything that is checked"

@@ -14,6 +14,7 @@ from services.denoiser.experts import Expert
 from services.denoiser.guidance import Guidance
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
+from services.denoiser.prefix_cache import prefix_key
 from services.denoiser.previews import PreviewRequest
 from services.denoiser.session import CheckpointPolicy, Studio, Work
 from services.denoiser.settings import Settings
@@ -59,11 +60,24 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
         state, plan = _state(await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size), plan)
     async for _ in requests:
         raise InvalidRequest.of("chunk", "must not follow a complete stream")
+    prefix = None
+    if start.reuse_prefix:
+        prefix = prefix_key(
+            plan,
+            conditioning,
+            model=pool.fingerprint,
+            numerics=pool.dtype_name,
+            adapters=studio.shelf.names_for(uses, Expert.HIGH),
+        )
+        state = studio.prefixes.get(prefix) if prefix is not None else state
+        if prefix is not None and state is not None:
+            plan = replace(plan, first_step=state.step, reused_steps=state.step)
     policy = start.checkpoints
     return Work(
         plan=plan,
         conditioning=conditioning,
         state=state,
+        prefix=prefix,
         previews=_previews(start.previews) if start.HasField("previews") else None,
         checkpoints=CheckpointPolicy(
             every_seconds=policy.every_seconds if policy.HasField("every_seconds") else None,

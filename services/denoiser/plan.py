@@ -18,7 +18,7 @@ STATE_SCHEMA = 1
 class Plan:
     """Steps `first_step` up to, without, `end_step` of `schedule`, on latents of shape `latents`.
 
-    `batched`: both prompts are evaluated in one batch.
+    `batched`: both prompts are evaluated in one batch. `reused_steps`: steps that a remembered state stands for.
     """
 
     shape: VideoShape
@@ -30,6 +30,7 @@ class Plan:
     end_step: int
     fingerprint: str
     batched: bool = False
+    reused_steps: int = 0
 
     @property
     def boundary_step(self) -> int:

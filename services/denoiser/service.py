@@ -14,6 +14,7 @@ from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, read_start, read_work
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
+from services.denoiser.prefix_cache import PrefixCache
 from services.denoiser.previews import LatentProjection
 from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
@@ -85,6 +86,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             shelf=AdapterShelf(folder, config.adapter_cache_bytes),
             projection=LatentProjection(pool.manifest.latent_rgb, device),
             guidance_batch=await thread.run(choose_guidance_batch, pool, config.guidance_batch),
+            prefixes=PrefixCache(config.prefix_cache_bytes),
             draining=draining,
         )
         servicer = DenoiserService(studio, Turnstile(StepScheduler(config.slots), config.retry_after_seconds))

@@ -21,6 +21,7 @@ from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
 from services.denoiser.pace import Pace
 from services.denoiser.plan import Plan
 from services.denoiser.pool import ExpertPool
+from services.denoiser.prefix_cache import PrefixCache
 from services.denoiser.previews import LatentProjection, PreviewRequest
 from services.denoiser.sampler import denoise, prior
 from services.denoiser.solvers import SolverState, solver_step
@@ -47,7 +48,10 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """A checked order: what to run, with what, from where (None: from noise)."""
+    """A checked order: what to run, with what, from where (None: from noise).
+
+    `prefix`: the key under which the state at the boundary is remembered for other runs; None: it is not.
+    """
 
     plan: Plan
     conditioning: Conditioning
@@ -55,6 +59,7 @@ class Work:
     previews: PreviewRequest | None
     checkpoints: CheckpointPolicy
     adapters: Mapping[Expert, Sequence[tuple[Adapter, float]]] = field(default_factory=dict)
+    prefix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +71,7 @@ class Studio:
     shelf: AdapterShelf
     projection: LatentProjection
     guidance_batch: GuidanceBatch
+    prefixes: PrefixCache
     draining: asyncio.Event
 
 
@@ -117,6 +123,8 @@ class Session:
 
     async def _steps(self, darkroom: Darkroom | None) -> tuple[SolverState, Reason | None]:
         """The state after the last step that ran, and what ended the run early, if anything did."""
+        if self._work.state is not None and self._work.state.step == self._plan.end_step:
+            return self._work.state, None
         state = None
         try:
             async with self._seat.stepping(), aclosing(self._studio.thread.iterate(self._generator())) as steps:
@@ -127,6 +135,7 @@ class Session:
                             return state, interruption
                         step = await anext(steps)
                     state = step.step.state
+                    await self._remember(state)
                     self._report(step)
                     if darkroom is not None:
                         await self._expose(darkroom, step)
@@ -136,6 +145,11 @@ class Session:
             await self._studio.thread.run(torch.cuda.empty_cache)
             raise Exhausted("The device has no memory for a clip of this size.", reason="DEVICE_MEMORY") from exhausted
         return state, None
+
+    async def _remember(self, state: SolverState) -> None:
+        if self._work.prefix is not None and state.step == self._plan.boundary_step:
+            held = await self._studio.thread.run(state.to, torch.device("cpu"))
+            self._studio.prefixes.put(self._work.prefix, held)
 
     def _interruption(self) -> Reason | None:
         if self._studio.draining.is_set():

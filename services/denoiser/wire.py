@@ -106,6 +106,7 @@ def accepted_message(plan: Plan) -> denoiser_pb2.DenoiseResponse:
             end_step=plan.end_step,
             boundary_step=plan.boundary_step,
             fingerprint=plan.fingerprint,
+            reused_steps=plan.reused_steps,
             guidance_batched=plan.batched,
         )
     )

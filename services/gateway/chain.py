@@ -205,6 +205,7 @@ class Chain:
             state_size=len(self._state or b""),
             priority=self._priority,
             adapters=self._spec.adapters,
+            reuse_prefix=self._spec.reuse_prefix and not self._state,
         )
         began, steps, inside = self._elapsed(), [], list[latency_pb2.Span]()
         call = stages.denoise(
@@ -275,6 +276,7 @@ class Chain:
             end_step=accepted.end_step,
             total_steps=self._spec.sampling.steps,
             boundary_step=accepted.boundary_step,
+            reused_steps=accepted.reused_steps,
         )
 
 

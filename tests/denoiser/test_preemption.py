@@ -18,6 +18,7 @@ from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.outbox import Ending, Item, Outbox, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
+from services.denoiser.prefix_cache import PrefixCache
 from services.denoiser.previews import LatentProjection, PreviewRequest
 from services.denoiser.session import CheckpointPolicy, Session, Studio, Work
 from services.denoiser.shapes import VideoShape
@@ -40,6 +41,7 @@ async def studio(pool: ExpertPool, untrained: Path) -> AsyncIterator[Studio]:
             shelf=AdapterShelf(ModelFolder(untrained), 0),
             projection=LatentProjection(pool.manifest.latent_rgb, torch.device("cpu")),
             guidance_batch=GuidanceBatch(),
+            prefixes=PrefixCache(0),
             draining=asyncio.Event(),
         )
 
