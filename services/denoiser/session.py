@@ -1,8 +1,9 @@
 """One run of the denoising loop on the device, reporting into an outbox."""
 
 import asyncio
+import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +76,14 @@ class Studio:
     draining: asyncio.Event
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """A finished step, and where a preview is due its pixels with when and how long the device worked on them."""
+
+    timed: TimedStep
+    exposure: tuple[float, float, torch.Tensor] | None
+
+
 class Session:
     """Runs one `Work` from its seat. Whoever cancels `run` stops the device after the step in work."""
 
@@ -126,21 +135,20 @@ class Session:
         if self._work.state is not None and self._work.state.step == self._plan.end_step:
             return self._work.state, None
         state = None
+        stream = self._studio.thread.stream(self._generator(), self._goes_on)
         try:
-            async with self._seat.stepping(), aclosing(self._studio.thread.iterate(self._generator())) as steps:
+            async with self._seat.stepping(), aclosing(stream) as steps:
                 while state is None or state.step < self._plan.end_step:
-                    async with self._seat.turn():
+                    async with self._seat.turn() as turn:
                         interruption = self._interruption() if state is not None else None
                         if state is not None and interruption is not None:
                             return state, interruption
-                        step = await anext(steps)
-                    state = step.step.state
-                    await self._remember(state)
-                    self._report(step)
-                    if darkroom is not None:
-                        await self._expose(darkroom, step)
-                    if state.step < self._plan.end_step:
-                        await self._checkpoint(state, step.seconds)
+                        news = await anext(steps)
+                        while news.going_on:
+                            turn.lap()
+                            await self._deliver(news.item, darkroom)
+                            news = await anext(steps)
+                    state = await self._deliver(news.item, darkroom)
         except torch.OutOfMemoryError as exhausted:
             await self._studio.thread.run(torch.cuda.empty_cache)
             raise Exhausted("The device has no memory for a clip of this size.", reason="DEVICE_MEMORY") from exhausted
@@ -151,12 +159,29 @@ class Session:
             held = await self._studio.thread.run(state.to, torch.device("cpu"))
             self._studio.prefixes.put(self._work.prefix, held)
 
+    def _goes_on(self, frame: Frame) -> bool:
+        """Whether the device's thread may begin the next step before this one is reported; asked on that thread."""
+        over = frame.timed.step.state.step >= self._plan.end_step
+        return not (over or self._studio.draining.is_set() or self._seat.contended)
+
+    async def _deliver(self, frame: Frame, darkroom: Darkroom | None) -> SolverState:
+        state = frame.timed.step.state
+        await self._remember(state)
+        self._report(frame.timed)
+        if darkroom is not None and frame.exposure is not None:
+            began, seconds, pixels = frame.exposure
+            self._spans.add("denoise.preview", began, seconds)
+            darkroom.submit(pixels, frame.timed.step.index)
+        if state.step < self._plan.end_step:
+            await self._checkpoint(state, frame.timed.seconds)
+        return state
+
     def _interruption(self) -> Reason | None:
         if self._studio.draining.is_set():
             return Reason.DRAINED
         return Reason.PREEMPTED if self._seat.preempted else None
 
-    def _generator(self) -> Generator[TimedStep, None, None]:
+    def _generator(self) -> Generator[Frame, None, None]:
         """The steps, made on the device's thread."""
         plan, pool = self._plan, self._studio.pool
         velocity = GuidedVelocity(
@@ -173,7 +198,18 @@ class Session:
         steps = denoise(
             velocity, plan.schedule, solver_step(plan.settings.solver), state.to(pool.device), plan.end_step
         )
-        yield from timed(steps, pool.device)
+        with closing(timed(steps, pool.device)) as timed_steps:
+            for step in timed_steps:
+                yield Frame(timed=step, exposure=self._exposure(step))
+
+    def _exposure(self, timed_step: TimedStep) -> tuple[float, float, torch.Tensor] | None:
+        request, step = self._work.previews, timed_step.step
+        # The last step's prediction is the result itself, which is already on its way.
+        if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
+            return None
+        began = time.monotonic()
+        pixels = self._studio.projection(step.x0(), request.frames)
+        return began, time.monotonic() - began, pixels
 
     def _report(self, timed_step: TimedStep) -> None:
         plan, step, seconds = self._plan, timed_step.step, timed_step.seconds
@@ -203,16 +239,6 @@ class Session:
         if self._work.previews is None or self._work.previews.every_steps == 0:
             return None
         return Darkroom(self._work.previews, self._plan.shape, self._outbox, group)
-
-    async def _expose(self, darkroom: Darkroom, timed_step: TimedStep) -> None:
-        request, step = self._work.previews, timed_step.step
-        # The last step's prediction is the result itself, which is already on its way.
-        if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
-            return
-        projection = self._studio.projection
-        with self._spans.measure("denoise.preview"):
-            pixels = await self._studio.thread.run(lambda: projection(step.x0(), request.frames))
-        darkroom.submit(pixels, step.index)
 
     async def _checkpoint(self, state: SolverState, seconds: float) -> None:
         steps, elapsed = self._since_checkpoint[0] + 1, self._since_checkpoint[1] + seconds

@@ -77,8 +77,12 @@ class Turnstile:
         """Whether `run` has to stop before its next step."""
         return self._scheduler.must_leave(run)
 
+    def contended(self, run: int) -> bool:
+        """Whether `run`, whose turn it is, has to give the device up after its step in work. Any thread may ask."""
+        return bool(self._turns) or self._scheduler.must_leave(run)
+
     @asynccontextmanager
-    async def turn(self, run: int) -> AsyncIterator[None]:
+    async def turn(self, run: int) -> AsyncIterator["Turn"]:
         """Wait until the next step is that of `run`, and take the device for the block."""
         turn = self._turns[run] = asyncio.get_running_loop().create_future()
         self._dispatch()
@@ -90,11 +94,11 @@ class Turnstile:
                 self._busy = False
                 self._dispatch()
             raise
-        began = time.monotonic()
+        taken = Turn(self._scheduler, run)
         try:
-            yield
+            yield taken
         finally:
-            self._scheduler.charge(run, time.monotonic() - began)
+            taken.lap()
             self._busy = False
             self._dispatch()
 
@@ -105,6 +109,21 @@ class Turnstile:
         if run is not None:
             self._busy = True
             self._turns.pop(run).set_result(None)
+
+
+class Turn:
+    """The device in the hands of one run, for one step or for several in a row."""
+
+    def __init__(self, scheduler: StepScheduler, run: int) -> None:
+        self._scheduler = scheduler
+        self._run = run
+        self._since = time.monotonic()
+
+    def lap(self) -> None:
+        """A step is over: charge the run with the time since the last."""
+        now = time.monotonic()
+        self._scheduler.charge(self._run, now - self._since)
+        self._since = now
 
 
 class Seat:
@@ -124,10 +143,15 @@ class Seat:
             self._turnstile.end(self._run)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[Turn]:
         """Wait for the run's next step and take the device for the block."""
-        async with self._turnstile.turn(self._run):
-            yield
+        async with self._turnstile.turn(self._run) as turn:
+            yield turn
+
+    @property
+    def contended(self) -> bool:
+        """Whether the run has to end its turn after the step in work. Any thread may ask."""
+        return self._turnstile.contended(self._run)
 
     @property
     def preempted(self) -> bool:

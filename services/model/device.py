@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Final, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -15,6 +16,24 @@ T = TypeVar("T")
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _END: Final = object()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ahead(Generic[T]):
+    """An item, and whether the thread has gone on to the next one without being asked."""
+
+    item: T
+    going_on: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class _Flow(Generic[T]):
+    """What a stream's thread and its consumer tell each other; each field is written by one of them only."""
+
+    arrived: asyncio.Queue[Ahead[T] | BaseException | None]
+    made: int = 0
+    taken: int = 0
+    stopped: bool = False
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -76,6 +95,60 @@ class DeviceThread:
             while (item := await self.run(next, generator, _END)) is not _END:
                 yield item  # type: ignore[misc]  # the sentinel is gone
         finally:
+            await asyncio.shield(self.run(generator.close))
+
+    async def stream(
+        self, generator: Generator[T, None, None], goes_on: Callable[[T], bool]
+    ) -> AsyncGenerator[Ahead[T], None]:
+        """The generator's items as from `iterate`, the next begun before the consumer has dealt with the last.
+
+        After each item the thread asks `goes_on(item)`, which must neither block nor touch the event loop; if so, and
+        if the consumer has taken every item before this one, it goes on at once, after whatever else waits for the
+        thread. Otherwise the next item is begun when it is asked for. The consumer takes all items in order; one that
+        stops in between loses the item in work.
+        """
+        loop, flow = asyncio.get_running_loop(), _Flow[T](arrived=asyncio.Queue())
+
+        def post(news: Ahead[T] | BaseException | None) -> None:
+            loop.call_soon_threadsafe(flow.arrived.put_nowait, news)
+
+        def make() -> None:
+            if flow.stopped:
+                return
+            try:
+                item = next(generator)
+                flow.made += 1
+                going_on = not flow.stopped and flow.taken >= flow.made - 1 and goes_on(item)
+            except StopIteration:
+                post(None)
+                return
+            except BaseException as failure:  # noqa: BLE001  (the consumer raises it)
+                post(failure)
+                return
+            if going_on:
+                # Through the queue: others that wait for the thread have their turn first.
+                self._executor.submit(make)
+            post(Ahead(item=item, going_on=going_on))
+
+        going_on = False
+        try:
+            while True:
+                if not going_on:
+                    self._executor.submit(make)
+                news = await flow.arrived.get()
+                if isinstance(news, BaseException):
+                    try:
+                        raise news
+                    finally:
+                        # Its traceback holds this frame, and with it what the failed item was made of.
+                        del news
+                if news is None:
+                    return
+                flow.taken += 1
+                going_on = news.going_on
+                yield news
+        finally:
+            flow.stopped = True
             await asyncio.shield(self.run(generator.close))
 
 

@@ -115,6 +115,75 @@ async def test_an_error_in_a_step_reaches_the_consumer() -> None:
                 pass
 
 
+async def test_a_stream_goes_on_by_itself_one_item_ahead_of_its_consumer_and_no_further() -> None:
+    made: list[int] = []
+
+    def steps() -> Generator[int, None, None]:
+        for i in range(6):
+            made.append(i)
+            yield i
+
+    async with DeviceThread.open() as thread, aclosing(thread.stream(steps(), lambda _: True)) as items:
+        ahead = []
+        for i in range(6):
+            assert (await anext(items)).item == i
+            # Whoever asks behind it finds the thread done with what it began by itself.
+            await thread.run(lambda: None)
+            ahead.append(len(made) - i - 1)
+    assert max(ahead) == 1
+
+
+async def test_a_stream_waits_to_be_asked_where_it_may_not_go_on() -> None:
+    made: list[int] = []
+
+    def steps() -> Generator[int, None, None]:
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    async with DeviceThread.open() as thread, aclosing(thread.stream(steps(), lambda i: i == 0)) as items:
+        assert [(await anext(items)).going_on for _ in range(2)] == [True, False]
+        await thread.run(lambda: None)
+        assert made == [0, 1]
+        assert (await anext(items)).item == 2
+
+
+async def test_a_stream_that_is_left_makes_nothing_further_and_closes_its_generator() -> None:
+    events: list[str] = []
+
+    def steps() -> Generator[int, None, None]:
+        try:
+            for i in range(9):
+                events.append(f"step {i}")
+                yield i
+        finally:
+            events.append("closed")
+
+    async with DeviceThread.open() as thread:
+        async with aclosing(thread.stream(steps(), lambda _: True)) as items:
+            await anext(items)
+        left = list(events)
+        await thread.run(lambda: None)
+    assert events == left
+    assert events[-1] == "closed"
+    assert len(events) <= 3
+
+
+async def test_an_error_in_a_streams_step_or_question_reaches_the_consumer() -> None:
+    def steps() -> Generator[int, None, None]:
+        yield 1
+        raise ArithmeticError("in the step")
+
+    def unanswerable(_item: int) -> bool:
+        raise ArithmeticError("in the question")
+
+    async with DeviceThread.open() as thread:
+        for question, message in ((lambda _: True, "in the step"), (unanswerable, "in the question")):
+            with pytest.raises(ArithmeticError, match=message):
+                async for _ in thread.stream(steps(), question):
+                    pass
+
+
 async def test_the_number_of_threads_is_the_operators() -> None:
     before = torch.get_num_threads()
     async with DeviceThread.open(threads=1) as thread:
