@@ -20,6 +20,7 @@ from services.denoiser.session import CheckpointPolicy, Studio, Work
 from services.denoiser.settings import Settings
 from services.denoiser.shapes import VideoShape
 from services.denoiser.solvers import SolverState
+from services.denoiser.step_cache import DEFAULT_THRESHOLD, REFRESH_STEPS, may_be_cut
 from services.denoiser.wire import ENCODINGS, SIGMA_RULES, SOLVERS
 from services.model.bundles import to_tensors
 
@@ -114,6 +115,10 @@ def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool, adapters: Sequ
         raise InvalidRequest.of(
             "start.end_step", f"must be greater than first_step and at most the schedule's {schedule.steps} steps"
         )
+    if not may_be_cut(plan, plan.end_step):
+        raise InvalidRequest.of(
+            "start.end_step", f"must be a multiple of {REFRESH_STEPS}, or the boundary, where a step cache is used"
+        )
     if (plan.first_step > 0) != (start.state_size > 0):
         raise InvalidRequest.of("start.state_size", "must be greater than 0 exactly if first_step is")
     return _within_held_experts(plan, pool, open_ended=not start.HasField("end_step"))
@@ -173,7 +178,14 @@ def _settings(sampling: sampling_pb2.SamplingSettings, pool: ExpertPool) -> Sett
         flow_shift=stated("flow_shift", defaults.flow_shift),
         boundary_ratio=stated("boundary_ratio", defaults.boundary_ratio) if pool.has_boundary else 0.0,
         guidance=guidance,
+        step_cache_threshold=_step_cache_threshold(sampling),
     )
+
+
+def _step_cache_threshold(sampling: sampling_pb2.SamplingSettings) -> float | None:
+    if sampling.step_cache != sampling_pb2.STEP_CACHE_FIRST_BLOCK:
+        return None
+    return sampling.step_cache_threshold if sampling.HasField("step_cache_threshold") else DEFAULT_THRESHOLD
 
 
 def _previews(settings: sampling_pb2.PreviewSettings) -> PreviewRequest:

@@ -33,6 +33,7 @@ class StepReport:
     timestep: float
     seconds: float
     eta_seconds: float
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,7 @@ class Ending:
     device_seconds: float
     previews_dropped: int
     spans: Spans
+    steps_cached: int = 0
 
 
 Item: TypeAlias = StepReport | Parcel | Picture | Ending

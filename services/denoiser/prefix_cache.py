@@ -37,6 +37,7 @@ def prefix_key(
         "timesteps": timesteps,
         "scales": [guidance.scale_at(Expert.HIGH, timestep) for timestep in timesteps],
         "batched": plan.batched,
+        "step_cache": plan.settings.step_cache_threshold,
         "latents": plan.latents.batch,
         "seed": plan.seed,
         "adapters": [list(adapter) for adapter in adapters],

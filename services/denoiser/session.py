@@ -27,6 +27,7 @@ from services.denoiser.previews import LatentProjection, PreviewRequest
 from services.denoiser.sampler import denoise, prior
 from services.denoiser.solvers import SolverState, solver_step
 from services.denoiser.spans import Spans
+from services.denoiser.step_cache import StepCache, may_be_cut
 from services.denoiser.timing import TimedStep, timed
 from services.denoiser.turnstile import Seat
 from services.denoiser.velocity import GuidedVelocity
@@ -98,6 +99,9 @@ class Session:
         self._device_seconds = 0.0
         self._last_ended: float | None = None
         self._steps_run = 0
+        self._steps_cached = 0
+        threshold = work.plan.settings.step_cache_threshold
+        self._cache = None if threshold is None else StepCache(work.plan, threshold)
         self._since_checkpoint = (0, 0.0)
         self._step_seconds = meter().create_histogram(
             "rushes.denoiser.step.duration", unit="s", description="Device seconds of one solver step"
@@ -121,6 +125,7 @@ class Session:
                     reason=reason,
                     next_step=state.step,
                     steps_run=self._steps_run,
+                    steps_cached=self._steps_cached,
                     device_seconds=self._device_seconds,
                     previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
                     spans=self._spans,
@@ -140,9 +145,10 @@ class Session:
             async with self._seat.stepping(), aclosing(stream) as steps:
                 while state is None or state.step < self._plan.end_step:
                     async with self._seat.turn() as turn:
-                        interruption = self._interruption() if state is not None else None
-                        if state is not None and interruption is not None:
-                            return state, interruption
+                        if state is not None and may_be_cut(self._plan, state.step):
+                            interruption = self._interruption()
+                            if interruption is not None:
+                                return state, interruption
                         news = await anext(steps)
                         while news.going_on:
                             turn.lap()
@@ -193,6 +199,7 @@ class Session:
             shape=plan.latents,
             adapters=self._work.adapters,
             batched=plan.batched,
+            cache=self._cache,
         )
         state = self._work.state or SolverState.start(prior(plan.latents, plan.seed))
         steps = denoise(
@@ -224,12 +231,16 @@ class Session:
         low_left = plan.schedule.steps - step.state.step - high_left
         self._step_seconds.record(seconds, {"expert": expert.name.lower()})
         self._spans.add("denoise.step", timed_step.began, seconds, index=str(step.index), expert=expert.name.lower())
+        timestep = plan.schedule.timesteps[step.index]
+        cached = self._cache is not None and self._cache.has_answered(timestep)
+        self._steps_cached += cached
         self._outbox.put(
             StepReport(
                 index=step.index,
                 expert=expert,
                 sigma=step.sigma,
-                timestep=plan.schedule.timesteps[step.index],
+                timestep=timestep,
+                cached=cached,
                 seconds=seconds,
                 eta_seconds=self._pace.remaining(high_left, low_left),
             )
@@ -242,7 +253,7 @@ class Session:
 
     async def _checkpoint(self, state: SolverState, seconds: float) -> None:
         steps, elapsed = self._since_checkpoint[0] + 1, self._since_checkpoint[1] + seconds
-        if self._work.checkpoints.due(steps, elapsed):
+        if self._work.checkpoints.due(steps, elapsed) and may_be_cut(self._plan, state.step):
             self._outbox.put_checkpoint(await self._parcel(state, Reason.CHECKPOINT))
             steps, elapsed = 0, 0.0
         self._since_checkpoint = (steps, elapsed)

@@ -9,7 +9,10 @@ from services.model.manifest import Defaults
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What shapes a run besides clip size, seed and text. `boundary_ratio` 0 uses the high-noise expert throughout."""
+    """What shapes a run besides clip size, seed and text. `boundary_ratio` 0 uses the high-noise expert throughout.
+
+    `step_cache_threshold`: relative change below which a step may be answered from the step before; None: never.
+    """
 
     solver: Solver
     sigma_rule: SigmaRule
@@ -17,6 +20,7 @@ class Settings:
     flow_shift: float
     boundary_ratio: float
     guidance: Guidance
+    step_cache_threshold: float | None = None
 
     @classmethod
     def of(cls, defaults: Defaults) -> "Settings":

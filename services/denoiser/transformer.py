@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 
 from services.denoiser.adapters import Adapter, LowRank
 from services.denoiser.shapes import LatentShape
+from services.denoiser.step_cache import FirstBlockCache
 
 Updates: TypeAlias = Mapping[nn.Module, Sequence[tuple[LowRank, float]]]
 
@@ -91,15 +92,39 @@ class Transformer:
         return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape), updates=updates)
 
     @torch.inference_mode()
-    def __call__(self, x: torch.Tensor, timestep: float, context: Context) -> torch.Tensor:
-        """v at x, [1, C, T, H, W], for each text of the context: [B, C, T, H, W] float32."""
+    def __call__(
+        self, x: torch.Tensor, timestep: float, context: Context, cache: FirstBlockCache | None = None
+    ) -> torch.Tensor:
+        """v at x, [1, C, T, H, W], for each text of the context: [B, C, T, H, W] float32.
+
+        A `cache` may answer for all blocks after the first.
+        """
         shape = LatentShape(channels=x.shape[1], frames=x.shape[2], height=x.shape[3], width=x.shape[4])
         hidden = self._patches(x.to(self.device, self.dtype), shape)
         modulations, head = self._modulation(timestep)
-        for i, block in enumerate(self.module.blocks):
-            hidden = self._block(i, block, hidden, modulations[i], context)
+        if cache is None:
+            hidden = self._blocks(0, hidden, modulations, context)
+        else:
+            hidden = self._cached_blocks(hidden, modulations, context, cache)
         hidden = _norm(hidden, head[1], head[0], self.module.norm_out.eps)
         return self._unpatched(self.module.proj_out(hidden), shape).float()
+
+    def _blocks(self, first: int, x: torch.Tensor, modulations: torch.Tensor, context: Context) -> torch.Tensor:
+        """All blocks from `first` on."""
+        for i, block in enumerate(self.module.blocks[first:], first):
+            x = self._block(i, block, x, modulations[i], context)
+        return x
+
+    def _cached_blocks(
+        self, x: torch.Tensor, modulations: torch.Tensor, context: Context, cache: FirstBlockCache
+    ) -> torch.Tensor:
+        begun = self._block(0, self.module.blocks[0], x, modulations[0], context)
+        residual = begun - x
+        rest = cache.rest(residual)
+        if rest is None:
+            rest = self._blocks(1, begun, modulations, context) - begun
+            cache.keep(residual, rest)
+        return begun + rest
 
     def _block(
         self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulation: torch.Tensor, context: Context

@@ -10,6 +10,7 @@ from services.denoiser.conditioning import Conditioning, padded
 from services.denoiser.experts import Expert, expert_at
 from services.denoiser.guidance import Guidance, guide
 from services.denoiser.shapes import LatentShape
+from services.denoiser.step_cache import StepCache
 from services.denoiser.transformer import Context, Transformer
 
 
@@ -30,10 +31,11 @@ class GuidedVelocity:
         shape: LatentShape,
         batched: bool,
         adapters: Mapping[Expert, Sequence[tuple[Adapter, float]]] = MappingProxyType({}),
+        cache: StepCache | None = None,
     ) -> None:
         """`text_length` is the length that embeddings are padded to; `batched` evaluates both prompts at once.
 
-        `adapters` are those of each expert, weighted.
+        `adapters` are those of each expert, weighted. A `cache` may answer steps.
         """
         self._experts = experts
         self._guidance = guidance
@@ -45,6 +47,7 @@ class GuidedVelocity:
         self._texts = torch.stack([padded(text, text_length) for text in texts])
         self._batched = batched
         self._adapters = adapters
+        self._cache = cache
         self._ready: tuple[Expert, tuple[Context, ...]] | None = None
 
     def __call__(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
@@ -54,8 +57,26 @@ class GuidedVelocity:
         transformer, contexts = self._experts[expert], self._contexts(expert)
         if w == 1:
             contexts = (contexts[0].first(),)
-        v = torch.cat([transformer(x, timestep, context) for context in contexts])
+        if self._cache is None:
+            v = torch.cat([transformer(x, timestep, context) for context in contexts])
+        else:
+            v = self._cached(self._cache, x, timestep, expert, contexts)
         return v if w == 1 else guide(v[:1], v[1:], w)
+
+    def _cached(
+        self, cache: StepCache, x: torch.Tensor, timestep: float, expert: Expert, contexts: Sequence[Context]
+    ) -> torch.Tensor:
+        cache.begin(timestep)
+        groups = [cache.of(expert, i, context.keys[0].shape[0]) for i, context in enumerate(contexts)]
+        v = torch.cat(
+            [
+                self._experts[expert](x, timestep, context, group)
+                for context, group in zip(contexts, groups, strict=True)
+            ]
+        )
+        if all(group.answered for group in groups):
+            cache.note(timestep)
+        return v
 
     def _contexts(self, expert: Expert) -> tuple[Context, ...]:
         if self._ready is None or self._ready[0] is not expert:

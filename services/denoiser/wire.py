@@ -69,6 +69,8 @@ def sampling_message(settings: Settings) -> sampling_pb2.SamplingSettings:
         guidance_scale_low=settings.guidance.low,
         guidance_timestep_min=settings.guidance.timestep_min,
         guidance_timestep_max=settings.guidance.timestep_max,
+        step_cache=STEP_CACHES["off" if settings.step_cache_threshold is None else "first_block"],
+        step_cache_threshold=settings.step_cache_threshold,
     )
 
 
@@ -125,6 +127,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     timestep=item.timestep,
                     seconds=item.seconds,
                     eta_seconds=item.eta_seconds,
+                    cached=item.cached,
                 )
             )
         case Picture():
@@ -157,6 +160,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     previews_dropped=item.previews_dropped,
                     fingerprint=plan.fingerprint,
                     spans=_span_messages(item.spans),
+                    steps_cached=item.steps_cached,
                 )
             )
 

@@ -49,6 +49,28 @@ GuidanceLow = Annotated[
     float | None, typer.Option(help="Guidance scale of the low-noise expert.", rich_help_panel=SAMPLING)
 ]
 
+GuidanceFrom = Annotated[
+    float | None, typer.Option(help="Timestep, 0 to 1000, at which guidance begins.", rich_help_panel=SAMPLING)
+]
+GuidanceUntil = Annotated[
+    float | None, typer.Option(help="Timestep, 0 to 1000, after which guidance ends.", rich_help_panel=SAMPLING)
+]
+StepCacheName = Annotated[
+    str | None,
+    typer.Option(
+        "--step-cache", help="off, or first_block: answer alike steps from a cache.", rich_help_panel=SAMPLING
+    ),
+]
+StepCacheThreshold = Annotated[
+    float | None, typer.Option(help="Change, 0 to 1, below which a step is cached.", rich_help_panel=SAMPLING)
+]
+ReusePrefix = Annotated[
+    bool,
+    typer.Option(
+        "--reuse-prefix", help="Begin where an earlier clip of equal text and seed left the high-noise expert."
+    ),
+]
+
 Output = Annotated[
     Path | None,
     typer.Option(

@@ -6,9 +6,10 @@ from rushes.client.finishing import artifact_kinds, choice, put
 from rushes.v1.finishing_pb2 import FinishPlan
 from rushes.v1.generation_pb2 import GenerationSpec
 from rushes.v1.postprocess_pb2 import VideoSettings
-from rushes.v1.sampling_pb2 import SigmaRule, Solver
+from rushes.v1.sampling_pb2 import SigmaRule, Solver, StepCache
 
 SOLVERS = {"unipc": Solver.SOLVER_UNIPC, "euler": Solver.SOLVER_EULER, "dpmpp_2m": Solver.SOLVER_DPMPP_2M}
+STEP_CACHES = {"off": StepCache.STEP_CACHE_OFF, "first_block": StepCache.STEP_CACHE_FIRST_BLOCK}
 SIGMA_RULES = {"wan": SigmaRule.SIGMA_RULE_WAN, "diffusers": SigmaRule.SIGMA_RULE_DIFFUSERS}
 
 
@@ -30,6 +31,11 @@ def generation_spec(
     boundary_ratio: float | None = None,
     guidance_scale_high: float | None = None,
     guidance_scale_low: float | None = None,
+    guidance_timestep_min: float | None = None,
+    guidance_timestep_max: float | None = None,
+    step_cache: str | None = None,
+    step_cache_threshold: float | None = None,
+    reuse_prefix: bool = False,
     preview_every_steps: int | None = None,
     preview_max_edge: int | None = None,
     crf: int | None = None,
@@ -39,7 +45,8 @@ def generation_spec(
 ) -> GenerationSpec:
     """A request for a clip; what is None takes the model's default.
 
-    Sizes are pixels (multiples of 16) and frames (4k + 1). `solver` is one of `SOLVERS`, `sigma_rule` of `SIGMA_RULES`.
+    Sizes are pixels (multiples of 16) and frames (4k + 1). `solver` is one of `SOLVERS`, `sigma_rule` of `SIGMA_RULES`,
+    `step_cache` of `STEP_CACHES`; guidance timesteps are 0 to 1000.
     `finish` and `video` are made by `finish_plan` and `video_settings`; `artifacts` are names of
     `rushes.client.finishing.ARTIFACTS`, by default a poster and a contact sheet.
     Raises `InvalidRequest` for a value that the wire cannot carry; all other rules are the server's.
@@ -58,6 +65,7 @@ def generation_spec(
     }
     for field, value in top.items():
         put(spec, "", field, value)
+    spec.reuse_prefix = reuse_prefix
     sampling: Mapping[str, float | None] = {
         "solver": choice("sampling.solver", solver, SOLVERS),
         "sigma_rule": choice("sampling.sigma_rule", sigma_rule, SIGMA_RULES),
@@ -66,6 +74,10 @@ def generation_spec(
         "boundary_ratio": boundary_ratio,
         "guidance_scale_high": guidance_scale_high,
         "guidance_scale_low": guidance_scale_low,
+        "guidance_timestep_min": guidance_timestep_min,
+        "guidance_timestep_max": guidance_timestep_max,
+        "step_cache": choice("sampling.step_cache", step_cache, STEP_CACHES),
+        "step_cache_threshold": step_cache_threshold,
     }
     for field, number in sampling.items():
         put(spec.sampling, "sampling.", field, number)
