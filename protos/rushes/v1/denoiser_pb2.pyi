@@ -451,6 +451,7 @@ class StepProgress(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    SHARERS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index of the step that finished, from 0."""
     total: _builtins.int
@@ -467,6 +468,10 @@ class StepProgress(_message.Message):
     """Estimated seconds until the last step of the schedule is finished."""
     cached: _builtins.bool
     """True if the step was answered from the step cache."""
+    sharers: _builtins.int
+    """Runs whose step was evaluated together with this one, itself included. Above 1 the result is that of a lone run
+    within rounding, and not bit for bit.
+    """
     def __init__(
         self,
         *,
@@ -478,10 +483,11 @@ class StepProgress(_message.Message):
         seconds: _builtins.float = ...,
         eta_seconds: _builtins.float = ...,
         cached: _builtins.bool = ...,
+        sharers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "eta_seconds", b"eta_seconds", "expert", b"expert", "index", b"index", "seconds", b"seconds", "sigma", b"sigma", "timestep", b"timestep", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "eta_seconds", b"eta_seconds", "expert", b"expert", "index", b"index", "seconds", b"seconds", "sharers", b"sharers", "sigma", b"sigma", "timestep", b"timestep", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,6 +585,8 @@ class DenoiseResult(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
     STEPS_CACHED_FIELD_NUMBER: _builtins.int
+    STEPS_SHARED_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SPLIT_FIELD_NUMBER: _builtins.int
     reason: Global___BundleReason.ValueType
     """How the run ended; the last bundle has the same reason."""
     next_step: _builtins.int
@@ -593,6 +601,12 @@ class DenoiseResult(_message.Message):
     """Fingerprint as in `accepted`."""
     steps_cached: _builtins.int
     """Steps that were answered from the step cache."""
+    steps_shared: _builtins.int
+    """Steps that were evaluated together with other runs'."""
+    guidance_split: _builtins.bool
+    """True if memory ran out in a step and the prompts were evaluated one after the other from there on: the result is
+    that of the undisturbed run within rounding.
+    """
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[_latency_pb2.Span]:
         """Measured intervals inside this call."""
@@ -608,10 +622,12 @@ class DenoiseResult(_message.Message):
         fingerprint: _builtins.str = ...,
         spans: _abc.Iterable[_latency_pb2.Span] | None = ...,
         steps_cached: _builtins.int = ...,
+        steps_shared: _builtins.int = ...,
+        guidance_split: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "fingerprint", b"fingerprint", "next_step", b"next_step", "previews_dropped", b"previews_dropped", "reason", b"reason", "spans", b"spans", "steps_cached", b"steps_cached", "steps_run", b"steps_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "fingerprint", b"fingerprint", "guidance_split", b"guidance_split", "next_step", b"next_step", "previews_dropped", b"previews_dropped", "reason", b"reason", "spans", b"spans", "steps_cached", b"steps_cached", "steps_run", b"steps_run", "steps_shared", b"steps_shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,6 +872,170 @@ class Acceleration(_message.Message):
 Global___Acceleration: _TypeAlias = Acceleration  # noqa: Y015
 
 @_typing.final
+class Residency(_message.Message):
+    """Residency says which experts lie on the device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    SWAPS_FIELD_NUMBER: _builtins.int
+    SWAP_SECONDS_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """`high`, `low`, `both` or `swap`: one at a time, the other in host memory."""
+    swaps: _builtins.int
+    """How often an expert took another's place since the start."""
+    swap_seconds: _builtins.float
+    """Seconds of the last swap."""
+    @_builtins.property
+    def resident(self) -> _containers.RepeatedScalarFieldContainer[_sampling_pb2.Expert.ValueType]:
+        """Experts on the device at this moment."""
+
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        resident: _abc.Iterable[_sampling_pb2.Expert.ValueType] | None = ...,
+        swaps: _builtins.int = ...,
+        swap_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "resident", b"resident", "swap_seconds", b"swap_seconds", "swaps", b"swaps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Residency: _TypeAlias = Residency  # noqa: Y015
+
+@_typing.final
+class SharingTiming(_message.Message):
+    """SharingTiming is the measured seconds of a step of several runs of one shape."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    SERIAL_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_SECONDS_FIELD_NUMBER: _builtins.int
+    runs: _builtins.int
+    """Runs."""
+    serial_seconds: _builtins.float
+    """Seconds of one step of each, one after the other."""
+    shared_seconds: _builtins.float
+    """Seconds of one step of all, evaluated together."""
+    @_builtins.property
+    def shape(self) -> _sampling_pb2.VideoShape:
+        """The shape."""
+
+    def __init__(
+        self,
+        *,
+        shape: _sampling_pb2.VideoShape | None = ...,
+        runs: _builtins.int = ...,
+        serial_seconds: _builtins.float = ...,
+        shared_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "serial_seconds", b"serial_seconds", "shape", b"shape", "shared_seconds", b"shared_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharingTiming: _TypeAlias = SharingTiming  # noqa: Y015
+
+@_typing.final
+class StepSharing(_message.Message):
+    """StepSharing says whether steps of runs of one shape are evaluated together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """`off`, `auto` (where measurement says that it pays) or `on`."""
+    limit: _builtins.int
+    """Most runs in one evaluation."""
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharingTiming]:
+        """What was measured at start."""
+
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        measured: _abc.Iterable[Global___SharingTiming] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "measured", b"measured", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepSharing: _TypeAlias = StepSharing  # noqa: Y015
+
+@_typing.final
+class MeasuredMemory(_message.Message):
+    """MeasuredMemory is the peak of one evaluation of one shape beside the weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    peak_bytes: _builtins.int
+    """Bytes."""
+    @_builtins.property
+    def shape(self) -> _sampling_pb2.VideoShape:
+        """The shape."""
+
+    def __init__(
+        self,
+        *,
+        shape: _sampling_pb2.VideoShape | None = ...,
+        peak_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_bytes", b"peak_bytes", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredMemory: _TypeAlias = MeasuredMemory  # noqa: Y015
+
+@_typing.final
+class DeviceMemory(_message.Message):
+    """DeviceMemory is what admission goes by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    available_bytes: _builtins.int
+    """Bytes that runs may use beside the weights; 0 if admission does not count them."""
+    reserved_bytes: _builtins.int
+    """Bytes reserved for the runs that have a slot."""
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredMemory]:
+        """What was measured, here or by an earlier process with this model on this device."""
+
+    def __init__(
+        self,
+        *,
+        available_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        measured: _abc.Iterable[Global___MeasuredMemory] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "measured", b"measured", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMemory: _TypeAlias = DeviceMemory  # noqa: Y015
+
+@_typing.final
 class DescribeDenoiserResponse(_message.Message):
     """DescribeDenoiserResponse describes the loaded experts."""
 
@@ -878,6 +1058,9 @@ class DescribeDenoiserResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     PRESETS_FIELD_NUMBER: _builtins.int
     ACCELERATION_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
+    STEP_SHARING_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     display_name: _builtins.str
@@ -926,6 +1109,18 @@ class DescribeDenoiserResponse(_message.Message):
     def acceleration(self) -> Global___Acceleration:
         """How this process computes."""
 
+    @_builtins.property
+    def residency(self) -> Global___Residency:
+        """Experts on the device."""
+
+    @_builtins.property
+    def step_sharing(self) -> Global___StepSharing:
+        """Steps of several runs in one evaluation."""
+
+    @_builtins.property
+    def memory(self) -> Global___DeviceMemory:
+        """Memory that admission goes by."""
+
     def __init__(
         self,
         *,
@@ -946,10 +1141,13 @@ class DescribeDenoiserResponse(_message.Message):
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         presets: _abc.Iterable[Global___Preset] | None = ...,
         acceleration: Global___Acceleration | None = ...,
+        residency: Global___Residency | None = ...,
+        step_sharing: Global___StepSharing | None = ...,
+        memory: Global___DeviceMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "defaults", b"defaults", "limits", b"limits", "memory", b"memory", "residency", b"residency", "step_sharing", b"step_sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "adapters", b"adapters", "defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "model", b"model", "notice", b"notice", "presets", b"presets", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "adapters", b"adapters", "defaults", b"defaults", "demonstration", b"demonstration", "device", b"device", "differences", b"differences", "display_name", b"display_name", "dtype", b"dtype", "experts", b"experts", "fingerprint", b"fingerprint", "latent_channels", b"latent_channels", "licence", b"licence", "limits", b"limits", "memory", b"memory", "model", b"model", "notice", b"notice", "presets", b"presets", "residency", b"residency", "slots", b"slots", "step_sharing", b"step_sharing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
