@@ -20,6 +20,9 @@ class PostprocessConfig(ModelServiceConfig):
         description="longest edge of a decoder tile in pixels; 0 decodes whole pictures",
     )
     tile_overlap: int = Field(96, ge=0, le=1024, multiple_of=8, description="least overlap of two tiles in pixels")
+    hardware_encoder: bool = Field(
+        True, description="encode by NVENC where an encoder opens; its bytes may differ from run to run"
+    )
     encoder_threads: int = Field(
         1,
         ge=0,

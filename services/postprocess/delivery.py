@@ -1,32 +1,55 @@
 """Makes the files that a plan asks for, once the clip is encoded."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from services.postprocess.animation import Animation, AnimationFormat
+from services.postprocess.hls import Presentation, write_hls
 from services.postprocess.outputs import Output, OutputKind
 from services.postprocess.plan import RenderPlan
 from services.postprocess.remux import remux
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import SPRITE_NAME, TRACK_NAME, Sprite
 
+_ANIMATIONS = {AnimationFormat.GIF: OutputKind.GIF, AnimationFormat.WEBP: OutputKind.ANIMATED_WEBP}
 
-def made(plan: RenderPlan, spool: Spool | None, sprite: Sprite | None, folder: Path) -> list[Output]:
-    """The files of `plan` in `folder`, made of the spooled fragments and of what was taken from the frames."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What the chain left to make files of: the spooled fragments, and what was taken from the frames."""
+
+    spool: Spool | None
+    sprite: Sprite | None
+    animation: Animation | None
+
+
+def write_files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> list[Output]:
+    """The files of `plan` in `folder`; `codecs` is the clip's codecs string."""
+    return list(_files(plan, gathered, codecs, folder))
+
+
+def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> Iterator[Output]:
+    spool = gathered.spool
     if spool is not None:
         spool.close()
-    return [
-        *(_video(plan, spool, folder) if spool is not None else ()),
-        *(_sprite(sprite, folder) if sprite is not None else ()),
-    ]
+        if plan.video:
+            yield _video(plan, spool, folder)
+        if plan.hls:
+            finish = plan.finish
+            form = Presentation(width=finish.width, height=finish.height, fps=plan.target_fps, codecs=codecs)
+            yield from write_hls(spool, form, folder)
+    if gathered.sprite is not None:
+        yield from _sprite(gathered.sprite, folder)
+    if gathered.animation is not None:
+        yield from _animations(plan, gathered.animation, folder)
 
 
-def _video(plan: RenderPlan, spool: Spool, folder: Path) -> Iterator[Output]:
-    if plan.container is None:
-        return
+def _video(plan: RenderPlan, spool: Spool, folder: Path) -> Output:
     _, suffix, content_type = plan.container.value
     path = folder / f"clip{suffix}"
     remux(spool.path, path, plan.container)
-    yield Output(kind=OutputKind.VIDEO, name=path.name, content_type=content_type, path=path)
+    return Output(kind=OutputKind.VIDEO, name=path.name, content_type=content_type, path=path)
 
 
 def _sprite(sprite: Sprite, folder: Path) -> Iterator[Output]:
@@ -35,3 +58,11 @@ def _sprite(sprite: Sprite, folder: Path) -> Iterator[Output]:
     track.write_text(sprite.track(), encoding="utf-8")
     yield Output(kind=OutputKind.SPRITE, name=SPRITE_NAME, content_type="image/jpeg", path=picture)
     yield Output(kind=OutputKind.SPRITE, name=TRACK_NAME, content_type="text/vtt", path=track)
+
+
+def _animations(plan: RenderPlan, animation: Animation, folder: Path) -> Iterator[Output]:
+    for form in sorted(plan.animations, key=lambda one: one.name):
+        _, name, content_type = form.value
+        path = folder / name
+        path.write_bytes(animation.picture(form))
+        yield Output(kind=_ANIMATIONS[form], name=name, content_type=content_type, path=path)

@@ -35,6 +35,11 @@ class FragmentSink:
         self._pending += data
         return len(data)
 
+    @property
+    def pending(self) -> bytes:
+        """What was written and is not part of a complete fragment."""
+        return b"".join(self._boxes) + bytes(self._pending)
+
     def take(self) -> Iterator[Fragment]:
         """The fragments that were completed since the last call."""
         while box := self._next_box():

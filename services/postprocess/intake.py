@@ -1,7 +1,7 @@
 """Reads the caller's stream into checked work, before anything touches the device."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,6 +12,7 @@ from services.chassis.bundles import BundleReceiver, unpack
 from services.chassis.errors import InvalidRequest
 from services.model.bundles import to_tensors
 from services.model.manifest import Manifest
+from services.postprocess.codecs import Codec
 from services.postprocess.decode import WanDecoder
 from services.postprocess.orders import plan_rendering
 from services.postprocess.plan import RenderPlan
@@ -31,10 +32,12 @@ class RenderWork:
     latents: torch.Tensor
 
 
-async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest) -> RenderWork:
+async def read_work(
+    requests: Requests, decoder: WanDecoder, manifest: Manifest, encoders: Mapping[Codec, str]
+) -> RenderWork:
     """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
     start = await _start(requests)
-    plan = await asyncio.to_thread(make_plan, start, manifest)
+    plan = await asyncio.to_thread(make_plan, start, manifest, encoders)
     shape = latents_shape(plan, decoder)
     limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
     if start.latents_size <= 0:
@@ -52,7 +55,7 @@ async def read_work(requests: Requests, decoder: WanDecoder, manifest: Manifest)
     return RenderWork(plan=plan, latents=await asyncio.to_thread(_latents, receiver.payload(), shape))
 
 
-def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest) -> RenderPlan:
+def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest, encoders: Mapping[Codec, str]) -> RenderPlan:
     """What `start` asks for, with the model's defaults filled in. Raises `InvalidRequest`."""
     if start.model not in ("", manifest.id):
         raise InvalidRequest.of("start.model", f"must be {manifest.id}, which is loaded, or empty")
@@ -64,7 +67,7 @@ def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest) -> RenderP
     ):
         if value > limit:
             raise InvalidRequest.of(f"start.shape.{name}", f"must be at most {limit} for this model")
-    return plan_rendering(start, fps=Fraction(start.fps or manifest.defaults.fps))
+    return plan_rendering(start, fps=Fraction(start.fps or manifest.defaults.fps), encoders=encoders)
 
 
 async def _start(requests: Requests) -> postprocess_pb2.RenderStart:

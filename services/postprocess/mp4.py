@@ -1,36 +1,45 @@
-"""Frames to a fragmented H.264 MP4."""
+"""Frames to a fragmented MP4."""
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import cast
 
 import av
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.stream import VideoStream
 
+from services.postprocess.codecs import SOFTWARE, Codec, Effort, Rate, options
+from services.postprocess.content_type import codecs_string
 from services.postprocess.fragments import Fragment, FragmentSink
 from services.postprocess.frames import Frames
 
 _BT709 = 1
 _FULL_SCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
-_SEQUENCE_PARAMETER_SET = 7
 
 
-class Effort(enum.Enum):
-    """What encoding time is spent; the value is x264's preset and the frames that it may look ahead."""
+class Container(enum.Enum):
+    """The format of a finished file: name of the muxer, suffix, content type."""
 
-    FASTEST = ("ultrafast", 0)
-    FAST = ("veryfast", 0)
-    THOROUGH = ("medium", 16)
+    MP4 = ("mp4", ".mp4", "video/mp4")
+    WEBM = ("webm", ".webm", "video/webm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """How a clip is encoded: x264's constant rate factor (0 to 51, lower is better), effort, frames per fragment."""
+    """How a clip is encoded: codec and FFmpeg's encoder of it, rate, effort, frames per fragment."""
 
-    crf: int = 18
+    codec: Codec = Codec.H264
+    encoder: str = SOFTWARE[Codec.H264]
+    rate: Rate = field(default_factory=lambda: Rate(crf=18))
     effort: Effort = Effort.FAST
     fragment_frames: int = 4
+
+
+class EncoderRefused(ValueError):
+    """An encoder cannot be opened for a clip of this size and rate."""
 
 
 class Mp4Encoder:
@@ -38,15 +47,15 @@ class Mp4Encoder:
 
     One encoder thread by default, so that the same frames give the same bytes on every run. There are no B-frames:
     frames are shown in the order in which they leave. A fragment need not begin with a key frame; key frames stand at
-    the first frame of a fragment, at most two seconds apart. Raises `ValueError` for an odd size, which 4:2:0 pictures
-    cannot have.
+    the first frame of a fragment, at most two seconds apart. Raises `EncoderRefused`, also for an odd size, which 4:2:0
+    pictures cannot have.
     """
 
     name = "encode"
 
     def __init__(self, *, width: int, height: int, fps: Fraction, encoding: Encoding, threads: int = 1) -> None:
         if width % 2 or height % 2 or min(width, height) < 2:
-            raise ValueError(f"width and height must be even, not {width}x{height}")
+            raise EncoderRefused(f"width and height must be even, not {width}x{height}")
         self._shape = (height, width, 3)
         self._time_base = 1 / fps
         self._sink = FragmentSink()
@@ -62,19 +71,29 @@ class Mp4Encoder:
                 "frag_duration": str(int((length - Fraction(1, 2)) / fps * 1_000_000)),
             },
         )
-        preset, lookahead = encoding.effort.value
-        options = {"preset": preset, "crf": str(encoding.crf), "bf": "0", "sc_threshold": "0", "weightp": "0"}
-        options |= {"rc-lookahead": str(lookahead)} if lookahead else {"tune": "zerolatency"}
-        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        key_interval = length * max(1, round(2 * fps / length))
+        told = options(encoding.encoder, encoding.effort, encoding.rate, key_interval=key_interval)
+        self._stream = cast("VideoStream", self._container.add_stream(encoding.encoder, rate=fps, options=told))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = self._time_base
         context.thread_count = threads
-        context.gop_size = length * max(1, round(2 * fps / length))
+        context.gop_size = key_interval
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = ColorRange.MPEG
-        context.open()
-        self.content_type = f'video/mp4; codecs="avc1.{_profile(context.extradata)}"'
+        if encoding.codec is Codec.H265:
+            # Apple's players take parameter sets from the sample entry only.
+            context.codec_tag = "hvc1"
+        if encoding.rate.bits_per_second:
+            context.bit_rate = encoding.rate.bits_per_second
+        try:
+            context.open()
+            self._container.start_encoding()
+        except FFmpegError as refused:
+            form = f"{width}x{height} at {float(fps):g} fps"
+            raise EncoderRefused(f"{encoding.encoder} cannot encode {form}") from refused
+        self.codecs = codecs_string(self._sink.pending)
+        self.content_type = f'video/mp4; codecs="{self.codecs}"'
 
     def push(self, item: Frames) -> Iterator[Fragment]:
         """Encode RGB frames of the clip's size. Raises `ValueError` for another size."""
@@ -111,11 +130,3 @@ class Mp4Encoder:
             independent = fragment.first_frame in self._keys and fragment.frame_count > 0
             yield replace(fragment, independent=independent)
             self._keys = {frame for frame in self._keys if frame >= fragment.first_frame + fragment.frame_count}
-
-
-def _profile(extradata: bytes | None) -> str:
-    """Profile, constraints and level as six hexadecimal digits (RFC 6381), from the parameter sets in Annex B form."""
-    for unit in (extradata or b"").split(b"\0\0\1")[1:]:
-        if unit[0] & 0x1F == _SEQUENCE_PARAMETER_SET:
-            return unit[1:4].hex()
-    raise ValueError("the encoder gave no sequence parameter set")

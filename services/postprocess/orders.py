@@ -7,15 +7,16 @@ from typing import Final
 
 from rushes.v1 import finishing_pb2, postprocess_pb2
 from services.chassis.errors import InvalidRequest
+from services.postprocess.animation import AnimationFormat
+from services.postprocess.codecs import CRF, SOFTWARE, Codec, Effort, Quality, Rate
 from services.postprocess.finish import Finish
 from services.postprocess.fit import Fit
 from services.postprocess.fonts import GlyphMissing, font_for
 from services.postprocess.inspection import Action, Check, Rule
 from services.postprocess.interpolate import interpolated_count
-from services.postprocess.mp4 import Effort, Encoding
+from services.postprocess.mp4 import Container, Encoding
 from services.postprocess.overlay import Corner, Label, Logo, open_logo
 from services.postprocess.plan import RenderPlan
-from services.postprocess.remux import Container
 from services.postprocess.subtitles import Cue, SubtitleInvalid, parse_subtitles
 from services.postprocess.upscale import LANCZOS
 
@@ -24,6 +25,31 @@ EFFORTS: Final[Mapping[int, Effort]] = MappingProxyType(
         postprocess_pb2.ENCODING_EFFORT_FASTEST: Effort.FASTEST,
         postprocess_pb2.ENCODING_EFFORT_FAST: Effort.FAST,
         postprocess_pb2.ENCODING_EFFORT_THOROUGH: Effort.THOROUGH,
+    }
+)
+CODECS: Final[Mapping[int, Codec]] = MappingProxyType(
+    {
+        postprocess_pb2.VIDEO_CODEC_H264: Codec.H264,
+        postprocess_pb2.VIDEO_CODEC_H265: Codec.H265,
+        postprocess_pb2.VIDEO_CODEC_AV1: Codec.AV1,
+        postprocess_pb2.VIDEO_CODEC_VP9: Codec.VP9,
+    }
+)
+CONTAINERS: Final[Mapping[int, Container]] = MappingProxyType(
+    {postprocess_pb2.CONTAINER_MP4: Container.MP4, postprocess_pb2.CONTAINER_WEBM: Container.WEBM}
+)
+QUALITIES: Final[Mapping[int, Quality]] = MappingProxyType(
+    {
+        postprocess_pb2.VIDEO_QUALITY_DRAFT: Quality.DRAFT,
+        postprocess_pb2.VIDEO_QUALITY_STANDARD: Quality.STANDARD,
+        postprocess_pb2.VIDEO_QUALITY_HIGH: Quality.HIGH,
+        postprocess_pb2.VIDEO_QUALITY_MASTER: Quality.MASTER,
+    }
+)
+ANIMATIONS: Final[Mapping[int, AnimationFormat]] = MappingProxyType(
+    {
+        postprocess_pb2.ARTIFACT_KIND_GIF: AnimationFormat.GIF,
+        postprocess_pb2.ARTIFACT_KIND_ANIMATED_WEBP: AnimationFormat.WEBP,
     }
 )
 FITS: Final[Mapping[int, Fit]] = MappingProxyType(
@@ -59,12 +85,16 @@ ACTIONS: Final[Mapping[int, Action]] = MappingProxyType(
 
 _MAX_EDGE: Final = 7680
 _FRAGMENT_FRAMES: Final = 4
-_MAX_CRF: Final = 51
 _FINISH: Final = "start.finish"
 
 
-def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> RenderPlan:
-    """The plan that `start` orders for a clip at `fps`. Raises `InvalidRequest` naming field and rule."""
+def plan_rendering(
+    start: postprocess_pb2.RenderStart, *, fps: Fraction, encoders: Mapping[Codec, str] = SOFTWARE
+) -> RenderPlan:
+    """The plan that `start` orders for a clip at `fps`; `encoders` are those that work, by codec.
+
+    Raises `InvalidRequest` naming field and rule.
+    """
     shape, order = start.shape, start.finish
     target_fps = Fraction(order.target_fps) if order.target_fps else fps
     if order.upscaler not in ("", LANCZOS):
@@ -73,6 +103,7 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
     width, height = order.width or shape.width * upscale, order.height or shape.height * upscale
     if max(shape.width, shape.height) * upscale > _MAX_EDGE:
         raise InvalidRequest.of(f"{_FINISH}.upscale", f"must leave both edges at most {_MAX_EDGE} pixels")
+    encoding = _encoding(start.video, speed=target_fps / fps, encoders=encoders)
     duration = float(interpolated_count(shape.num_frames, source_fps=fps, target_fps=target_fps) / target_fps)
     return RenderPlan(
         width=shape.width,
@@ -83,28 +114,45 @@ def plan_rendering(start: postprocess_pb2.RenderStart, *, fps: Fraction) -> Rend
         upscale=upscale,
         upscaler=LANCZOS,
         finish=_finish(order, width=width, height=height, duration=duration),
-        encoding=_encoding(start.video, speed=target_fps / fps),
+        encoding=encoding,
         mark_id=order.watermark_id if order.HasField("watermark_id") else None,
         rules=_rules(start.inspection),
         poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
         contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
         sprite=postprocess_pb2.ARTIFACT_KIND_SPRITE in start.artifacts,
-        container=Container.MP4 if postprocess_pb2.ARTIFACT_KIND_VIDEO in start.artifacts else None,
+        animations=frozenset(form for kind, form in ANIMATIONS.items() if kind in start.artifacts),
+        video=postprocess_pb2.ARTIFACT_KIND_VIDEO in start.artifacts,
+        hls=postprocess_pb2.ARTIFACT_KIND_HLS in start.artifacts,
+        container=_container(start.video, encoding.codec),
     )
 
 
-def _encoding(video: postprocess_pb2.VideoSettings, *, speed: Fraction) -> Encoding:
+def _encoding(video: postprocess_pb2.VideoSettings, *, speed: Fraction, encoders: Mapping[Codec, str]) -> Encoding:
     """`speed` is the number of finished frames for each denoised one: fragments last as long either way."""
     defaults = Encoding()
-    if video.codec not in (postprocess_pb2.VIDEO_CODEC_UNSPECIFIED, postprocess_pb2.VIDEO_CODEC_H264):
-        raise InvalidRequest.of("start.video.codec", "must be H.264: no other encoder is here")
-    if video.crf > _MAX_CRF:
-        raise InvalidRequest.of("start.video.crf", f"must be at most {_MAX_CRF} for this codec")
+    codec = CODECS.get(video.codec, Codec.H264)
+    if codec not in encoders:
+        here = ", ".join(one.value[0] for one in encoders)
+        raise InvalidRequest.of("start.video.codec", f"has no encoder here; there are {here}")
+    if video.crf > codec.max_crf:
+        raise InvalidRequest.of("start.video.crf", f"must be at most {codec.max_crf} for this codec")
+    if video.HasField("crf") and video.bits_per_second:
+        raise InvalidRequest.of("start.video.bits_per_second", "must be 0 where crf is set")
+    named = CRF[codec][QUALITIES.get(video.quality, Quality.HIGH)]
     return Encoding(
-        crf=video.crf if video.HasField("crf") else defaults.crf,
+        codec=codec,
+        encoder=encoders[codec],
+        rate=Rate(crf=video.crf if video.HasField("crf") else named, bits_per_second=video.bits_per_second),
         effort=EFFORTS.get(video.effort, defaults.effort),
         fragment_frames=video.fragment_frames or max(1, round(_FRAGMENT_FRAMES * speed)),
     )
+
+
+def _container(video: postprocess_pb2.VideoSettings, codec: Codec) -> Container:
+    container = CONTAINERS.get(video.container, Container.WEBM if codec is Codec.VP9 else Container.MP4)
+    if container is Container.WEBM and codec not in (Codec.AV1, Codec.VP9):
+        raise InvalidRequest.of("start.video.container", "must be MP4 for this codec: WebM holds AV1 and VP9")
+    return container
 
 
 def _finish(order: finishing_pb2.FinishPlan, *, width: int, height: int, duration: float) -> Finish:

@@ -14,6 +14,9 @@ class OutputKind(enum.Enum):
 
     VIDEO = "video"
     SPRITE = "sprite"
+    HLS = "hls"
+    GIF = "gif"
+    ANIMATED_WEBP = "animated webp"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from services.postprocess.animation import AnimationFormat
 from services.postprocess.finish import Finish
 from services.postprocess.inspection import Check, Rule
 from services.postprocess.interpolate import interpolated_count
-from services.postprocess.mp4 import Encoding
-from services.postprocess.remux import Container
+from services.postprocess.mp4 import Container, Encoding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,7 @@ class RenderPlan:
 
     `target_fps` is the rate of the finished clip, `upscale` how much larger the pictures become before `finish`, which
     has the finished size. `mark_id`, where there is one, is carried by every finished frame. `container` is the format
-    of the finished file, None if none is wanted.
+    of the finished file, which is made if `video` says so.
     """
 
     width: int
@@ -34,7 +34,10 @@ class RenderPlan:
     poster: bool = False
     contact_sheet: bool = False
     sprite: bool = False
-    container: Container | None = None
+    animations: frozenset[AnimationFormat] = frozenset()
+    video: bool = False
+    hls: bool = False
+    container: Container = Container.MP4
 
     @property
     def finished_frames(self) -> int:
@@ -44,7 +47,7 @@ class RenderPlan:
     @property
     def needs_spool(self) -> bool:
         """Whether some file is made of the fragments."""
-        return self.container is not None
+        return self.video or self.hls
 
     @property
     def upscaled_size(self) -> tuple[int, int]:

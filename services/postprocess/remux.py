@@ -1,15 +1,10 @@
-"""The packets of a fragmented MP4 as one file with its index in front, without a second encode."""
+"""The packets of a fragmented MP4 as one file, without a second encode."""
 
-import enum
 from pathlib import Path
 
 import av
 
-
-class Container(enum.Enum):
-    """The format of a finished file: name of the muxer, suffix, content type."""
-
-    MP4 = ("mp4", ".mp4", "video/mp4")
+from services.postprocess.mp4 import Container
 
 
 def remux(source: Path, target: Path, container: Container) -> None:
@@ -18,8 +13,10 @@ def remux(source: Path, target: Path, container: Container) -> None:
     options = {"movflags": "+faststart"} if container is Container.MP4 else {}
     with av.open(str(source)) as clip, av.open(str(target), "w", format=muxer, options=options) as file:
         video = clip.streams.video[0]
-        stream = file.add_stream_from_template(video)
+        stream = file.add_stream_from_template(video, opaque=True)
         stream.time_base = video.time_base
+        if video.codec_context.codec_tag == "hvc1":
+            stream.codec_context.codec_tag = "hvc1"
         for packet in clip.demux(video):
             if packet.dts is None:
                 continue

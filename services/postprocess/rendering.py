@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import torch
 
 from services.model.device import DeviceThread
+from services.postprocess.animation import Animation
 from services.postprocess.chain import Chain, Work
 from services.postprocess.decode import WanDecoder, decode_frames
-from services.postprocess.delivery import made
+from services.postprocess.delivery import Gathered, write_files
 from services.postprocess.finish import Finisher
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
@@ -80,8 +81,12 @@ class Rendering:
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
         self._inspector = Inspector(fps=fps, rules=plan.rules)
         self._sprite = Sprite(total=total, fps=fps) if plan.sprite else None
+        self._animation = Animation(total=total, fps=fps) if plan.animations else None
         self._stills = StillTaker(
-            total=total, poster=plan.poster, contact_sheet=plan.contact_sheet, sprite=self._sprite
+            total=total,
+            poster=plan.poster,
+            contact_sheet=plan.contact_sheet,
+            takers=[taker for taker in (self._sprite, self._animation) if taker is not None],
         )
         self._encoder = Mp4Encoder(
             width=finish.width, height=finish.height, fps=fps, encoding=plan.encoding, threads=encoder_threads
@@ -129,7 +134,8 @@ class Rendering:
         if self._stills.contact_sheet:
             yield ContactSheet(still=self._stills.contact_sheet)
         begun = time.monotonic()
-        outputs = await asyncio.to_thread(made, self.plan, spool, self._sprite, folder)
+        gathered = Gathered(spool=spool, sprite=self._sprite, animation=self._animation)
+        outputs = await asyncio.to_thread(write_files, self.plan, gathered, self._encoder.codecs, folder)
         for output in outputs:
             for part in parts(output):
                 yield part

@@ -3,14 +3,14 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import cv2
 from diffusers import AutoencoderKLWan
 
 from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.errors import FailedPrecondition, Internal, Unavailable
+from services.chassis.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
 from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
@@ -19,11 +19,15 @@ from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
 from services.model.weights import load_module
 from services.postprocess.chain import StageFailed, Work
+from services.postprocess.codecs import Codec, present_encoders
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import NotFinite, WanDecoder
 from services.postprocess.fragments import Fragment
 from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
+from services.postprocess.mp4 import EncoderRefused
+from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
+from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
 from services.postprocess.upscale import LANCZOS
 from services.postprocess.wire import (
@@ -50,6 +54,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         thread: DeviceThread,
         slots: Slots,
         encoder_threads: int,
+        encoders: Mapping[Codec, str],
         draining: asyncio.Event,
     ) -> None:
         self._manifest = folder.manifest
@@ -58,6 +63,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._thread = thread
         self._slots = slots
         self._encoder_threads = encoder_threads
+        self._encoders = encoders
         self._draining = draining
 
     async def Render(self, request_iterator: Requests, _context: Context) -> Responses:  # noqa: N802  (the name in the proto)
@@ -66,7 +72,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         if self._draining.is_set():
             raise Unavailable("This service is shutting down.", reason="DRAINING", retry_after_seconds=1)
         async with self._slots.hold():
-            work = await read_work(request_iterator, self._decoder, self._manifest)
+            work = await read_work(request_iterator, self._decoder, self._manifest, self._encoders)
             receiving = Work(stage="receive", start=origin, duration=time.monotonic() - origin, frames=0)
             async with aclosing(self._answers(work, receiving, origin)) as answers:
                 async for answer in answers:
@@ -74,7 +80,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
 
     async def _answers(self, work: RenderWork, receiving: Work, origin: float) -> Responses:
         plan = work.plan
-        rendering = await asyncio.to_thread(Rendering, plan, self._decoder, encoder_threads=self._encoder_threads)
+        rendering = await asyncio.to_thread(self._rendering, plan)
         yield accepted_message(plan, rendering.content_type)
         decoded, offset = 0, 0
         try:
@@ -110,9 +116,17 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self, request: postprocess_pb2.PlanRenderRequest, _context: Context
     ) -> postprocess_pb2.PlanRenderResponse:
         """See `postprocess.proto`."""
-        plan = await asyncio.to_thread(make_plan, request.start, self._manifest)
+        plan = await asyncio.to_thread(make_plan, request.start, self._manifest, self._encoders)
         latents_shape(plan, self._decoder)
-        return postprocess_pb2.PlanRenderResponse(accepted=accepted_message(plan, "").accepted)
+        rendering = await asyncio.to_thread(self._rendering, plan)
+        return postprocess_pb2.PlanRenderResponse(accepted=accepted_message(plan, rendering.content_type).accepted)
+
+    def _rendering(self, plan: RenderPlan) -> Rendering:
+        """The opened chain of a plan. Raises `InvalidRequest` for a clip that its encoder cannot encode."""
+        try:
+            return Rendering(plan, self._decoder, encoder_threads=self._encoder_threads)
+        except EncoderRefused as refused:
+            raise InvalidRequest.of("start.video.codec", str(refused)) from refused
 
     async def DescribePostprocess(  # noqa: N802  (the name in the proto)
         self, _request: postprocess_pb2.DescribePostprocessRequest, _context: Context
@@ -124,7 +138,12 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             dtype=str(self._decoder.dtype).removeprefix("torch."),
             device=str(self._decoder.device),
             slots=self._slots.capacity,
-            codecs=[postprocess_pb2.VIDEO_CODEC_H264],
+            codecs=[
+                postprocess_pb2.VideoCodec.ValueType(number)
+                for number, codec in CODECS.items()
+                if codec in self._encoders
+            ],
+            encoders=self._encoders.values(),
             upscalers=[LANCZOS],
         )
 
@@ -149,6 +168,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             thread=thread,
             slots=Slots(config.slots, config.retry_after_seconds),
             encoder_threads=config.encoder_threads,
+            encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
             draining=draining,
         )
         yield [

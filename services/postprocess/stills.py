@@ -1,14 +1,14 @@
 """Stills of a clip, taken from its frames as they pass: a poster, and a contact sheet."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.sprite import Sprite
 
 _COLUMNS, _ROWS = 4, 3
 _CELL = 232
@@ -27,20 +27,28 @@ class Still:
     data: bytes
 
 
+class Taker(Protocol):
+    """Keeps what it wants of the frames that pass."""
+
+    def take(self, index: int, picture: Pixels) -> None:
+        """See frame `index` of the clip."""
+        ...
+
+
 class StillTaker:
     """Stage `still`: lets all frames through and keeps the few that the poster and the contact sheet show.
 
     It holds one frame at full size and at most twelve small ones, however long the clip of `total` frames is. `poster`
-    and `contact_sheet` say what is wanted; `flush` makes it, while the encoder is still at work. A `sprite` takes its
-    thumbnails on the way.
+    and `contact_sheet` say what is wanted; `flush` makes it, while the encoder is still at work. The `takers` take
+    what they want on the way.
     """
 
     name = "still"
 
     def __init__(
-        self, *, total: int, poster: bool = True, contact_sheet: bool = True, sprite: Sprite | None = None
+        self, *, total: int, poster: bool = True, contact_sheet: bool = True, takers: Sequence[Taker] = ()
     ) -> None:
-        self._sprite = sprite
+        self._takers = takers
         self._middle = total // 2 if poster else -1
         shown = min(total, _COLUMNS * _ROWS) if contact_sheet else 0
         self._shown = {round(index * (total - 1) / max(1, shown - 1)) for index in range(shown)}
@@ -52,8 +60,8 @@ class StillTaker:
     def push(self, item: Frames) -> Iterator[Frames]:
         """Keep what is wanted of these frames, and pass them on as they are."""
         for offset, picture in enumerate(item.pixels):
-            if self._sprite is not None:
-                self._sprite.take(item.first + offset, picture)
+            for taker in self._takers:
+                taker.take(item.first + offset, picture)
             if item.first + offset == self._middle:
                 self._frame = _fitted(picture, _POSTER_EDGE)
             if item.first + offset in self._shown:

@@ -9,7 +9,7 @@ from services.postprocess.chain import SOURCE, Work
 from services.postprocess.fragments import Fragment
 from services.postprocess.inspection import Finding
 from services.postprocess.mp4 import Mp4Encoder
-from services.postprocess.orders import ACTIONS, CHECKS, CORNERS, EFFORTS, FITS
+from services.postprocess.orders import ACTIONS, CHECKS, CODECS, CONTAINERS, CORNERS, EFFORTS, FITS
 from services.postprocess.outputs import OutputKind, OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import ContactSheet, Finished, Poster
@@ -26,6 +26,9 @@ _KINDS: Final[Mapping[OutputKind, postprocess_pb2.ArtifactKind.ValueType]] = Map
     {
         OutputKind.VIDEO: postprocess_pb2.ARTIFACT_KIND_VIDEO,
         OutputKind.SPRITE: postprocess_pb2.ARTIFACT_KIND_SPRITE,
+        OutputKind.HLS: postprocess_pb2.ARTIFACT_KIND_HLS,
+        OutputKind.GIF: postprocess_pb2.ARTIFACT_KIND_GIF,
+        OutputKind.ANIMATED_WEBP: postprocess_pb2.ARTIFACT_KIND_ANIMATED_WEBP,
     }
 )
 _ENCODER: Final = Mp4Encoder.name
@@ -40,10 +43,12 @@ def accepted_message(plan: RenderPlan, content_type: str) -> postprocess_pb2.Ren
             num_frames=plan.finished_frames,
             fps=int(plan.target_fps),
             video=postprocess_pb2.VideoSettings(
-                codec=postprocess_pb2.VIDEO_CODEC_H264,
-                crf=plan.encoding.crf,
+                codec=postprocess_pb2.VideoCodec.ValueType(_number(CODECS, plan.encoding.codec)),
+                crf=None if plan.encoding.rate.bits_per_second else plan.encoding.rate.crf,
+                bits_per_second=plan.encoding.rate.bits_per_second,
                 effort=postprocess_pb2.EncodingEffort.ValueType(_number(EFFORTS, plan.encoding.effort)),
                 fragment_frames=plan.encoding.fragment_frames,
+                container=postprocess_pb2.Container.ValueType(_number(CONTAINERS, plan.container)),
             ),
             content_type=content_type,
             finish=_finish_message(plan),

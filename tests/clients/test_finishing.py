@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from rushes.cli.finishing import Delivery, FinishOptions, flags_named
+from rushes.cli.finishing import DeliveryOptions, FinishOptions, flags_named
 from rushes.cli.label import label_default
 from rushes.cli.refusal import CommandRefused
 from rushes.client import FieldViolation, InvalidRequest
+from rushes.v1.postprocess_pb2 import CONTAINER_WEBM, VIDEO_CODEC_VP9
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,21 @@ def test_a_file_of_subtitles_must_be_text_and_a_picture_must_not_be_huge(tmp_pat
 
 def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(CommandRefused, match=r"--format: must be one of mp4.*, not avi"):
-        Delivery.of(["avi"], quality=None, effort=None)
+        DeliveryOptions(formats=["avi"]).video()
+
+
+def test_formats_and_codecs_become_what_the_server_is_asked_for() -> None:
+    plain = DeliveryOptions()
+    assert (plain.wanted, plain.artifacts(), plain.video().codec) == (("mp4",), [], 0)
+    webm = DeliveryOptions(formats=["webm", "gif"], bitrate="1.5M")
+    assert (webm.video().codec, webm.video().container) == (VIDEO_CODEC_VP9, CONTAINER_WEBM)
+    assert (webm.video().bits_per_second, webm.artifacts()) == (1_500_000, ["poster", "contact-sheet", "gif"])
+    assert DeliveryOptions(codec="vp9").wanted == ("webm",)
+    assert DeliveryOptions(codec="av1", formats=["hls"]).artifacts()[-1] == "hls"
+    with pytest.raises(CommandRefused, match="--bitrate: must be bits a second"):
+        DeliveryOptions(bitrate="fast").video()
+    with pytest.raises(CommandRefused, match="--format: must be mp4 or webm, not both"):
+        DeliveryOptions(formats=["mp4", "webm"]).video()
 
 
 def test_a_field_without_an_option_keeps_its_own_name() -> None:

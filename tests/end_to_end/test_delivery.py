@@ -130,6 +130,20 @@ async def test_every_file_of_a_clip_is_listed_and_read_by_its_name(client: Clien
         [piece async for piece in client.video(ended.id, output="../clip.mp4")]
 
 
+async def test_the_command_line_writes_an_hls_folder_and_an_animated_picture(suite: Suite, tmp_path: Path) -> None:
+    code, _, complaint = await rushes(
+        suite,
+        tmp_path,
+        *("generate", PROMPT, "--width", "64", "--height", "64", "--frames", "9", "--steps", "2", "--seed", "5"),
+        *("--fps", "32", "--codec", "h265", "--format", "hls", "--format", "gif", "-o", "clip.mp4"),
+    )
+
+    assert code == 0, complaint
+    assert sorted(os.listdir(tmp_path)) == ["clip-hls", "clip.gif", "clip.png"]  # noqa: PTH208
+    with av.open(str(tmp_path / "clip-hls" / "index.m3u8")) as container:
+        assert len(list(container.decode(video=0))) == 17
+
+
 async def rushes(suite: Suite, folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Exit status, output and complaints of one command in a folder."""
     process = await asyncio.create_subprocess_exec(

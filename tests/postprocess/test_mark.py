@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from services.postprocess.codecs import Rate
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.mark import Marker, read_mark
 from services.postprocess.mp4 import Encoding, Mp4Encoder
@@ -35,7 +36,9 @@ def _marked(pixels: Pixels) -> Pixels:
 
 
 def _re_encoded(pixels: Pixels, *, crf: int) -> Pixels:
-    encoder = Mp4Encoder(width=pixels.shape[2], height=pixels.shape[1], fps=Fraction(16), encoding=Encoding(crf=crf))
+    encoder = Mp4Encoder(
+        width=pixels.shape[2], height=pixels.shape[1], fps=Fraction(16), encoding=Encoding(rate=Rate(crf=crf))
+    )
     fragments = [*encoder.push(Frames(first=0, pixels=pixels)), *encoder.flush()]
     with av.open(io.BytesIO(b"".join(fragment.data for fragment in fragments))) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
+from services.postprocess.codecs import Effort, Rate
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.mp4 import Effort, Encoding, Mp4Encoder
+from services.postprocess.mp4 import Encoding, Mp4Encoder
 
 Draw = Callable[..., Pixels]
 
@@ -78,7 +79,7 @@ def test_colours_come_back_as_they_went_in() -> None:
     for colour in ((200, 30, 40), (20, 180, 60), (10, 20, 220), (128, 128, 128), (255, 255, 255), (0, 0, 0)):
         flat[:] = colour
 
-        back = _decode(_file(_encode(flat, encoding=Encoding(crf=0))))
+        back = _decode(_file(_encode(flat, encoding=Encoding(rate=Rate(crf=0)))))
 
         assert np.abs(back.astype(int) - flat).max() <= 3, colour
 
@@ -101,7 +102,7 @@ def test_every_effort_keeps_all_frames_in_order(moving_square: Draw, effort: Eff
 
 
 def test_a_higher_rate_factor_gives_a_smaller_file(moving_square: Draw) -> None:
-    sizes = [len(_file(_encode(moving_square(17), encoding=Encoding(crf=crf)))) for crf in (10, 23, 40)]
+    sizes = [len(_file(_encode(moving_square(17), encoding=Encoding(rate=Rate(crf=crf))))) for crf in (10, 23, 40)]
 
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3

@@ -2,26 +2,33 @@
 
 import io
 import re
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from models.untrained import write_untrained
 from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
 from services.chassis.channels import open_channel
+from services.chassis.errors import InvalidRequest
 from services.chassis.lifecycle import run_server
+from services.postprocess.codecs import Codec, works
 from services.postprocess.config import PostprocessConfig
+from services.postprocess.orders import plan_rendering
 from services.postprocess.service import open_postprocess
-from tests.postprocess.calls import Clip, Service, draw_latents, render, render_requests
+from tests.postprocess.calls import Clip, Service, draw_latents, refusal, render, render_requests, start_request
 
 OpenService = Callable[..., AbstractAsyncContextManager[Service]]
 VIDEO = postprocess_pb2.ARTIFACT_KIND_VIDEO
+HLS = postprocess_pb2.ARTIFACT_KIND_HLS
 SPRITE = postprocess_pb2.ARTIFACT_KIND_SPRITE
 
 
@@ -115,3 +122,139 @@ async def test_no_file_is_made_that_was_not_asked_for(postprocess: OpenService) 
     clip = await make(postprocess, frames=5)
 
     assert clip.files() == {}
+
+
+CODECS = {
+    postprocess_pb2.VIDEO_CODEC_H264: ("h264", "clip.mp4", r"avc1\.[0-9a-f]{6}"),
+    postprocess_pb2.VIDEO_CODEC_H265: ("hevc", "clip.mp4", r"hvc1\.1\.6\.L\d+(\.[0-9a-f]+)+"),
+    postprocess_pb2.VIDEO_CODEC_AV1: ("av1", "clip.mp4", r"av01\.0\.\d\dM\.08"),
+    postprocess_pb2.VIDEO_CODEC_VP9: ("vp9", "clip.webm", r"vp09\.00\.\d\d\.08"),
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_every_codec_gives_fragments_and_a_file_that_ffmpeg_accepts(
+    postprocess: OpenService, tmp_path: Path, codec: postprocess_pb2.VideoCodec.ValueType
+) -> None:
+    video = postprocess_pb2.VideoSettings(codec=codec, effort=postprocess_pb2.ENCODING_EFFORT_FASTEST)
+    clip = await make(postprocess, artifacts=[VIDEO], video=video, frames=9)
+
+    kind, name, codecs = CODECS[codec]
+    assert re.fullmatch(f'video/mp4; codecs="{codecs}"', clip.accepted.content_type), clip.accepted.content_type
+    assert [part.frame_count for part in clip.fragments] == [0, 4, 4, 1]
+    for data in (clip.data, clip.files()[name]):
+        path = tmp_path / "clip"
+        path.write_bytes(data)
+        accepted_by_ffmpeg(path)
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            assert (stream.codec.canonical_name, stream.average_rate) == (kind, 16)
+            frames = list(container.decode(stream))
+            assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
+        assert len(frames) == 9
+    if kind == "hevc":
+        assert b"hvc1" in clip.files()[name]
+        assert b"hev1" not in clip.files()[name]
+
+
+async def test_a_rate_in_bits_is_about_kept_and_a_quality_orders_the_sizes(postprocess: OpenService) -> None:
+    sizes = []
+    for quality in (postprocess_pb2.VIDEO_QUALITY_DRAFT, postprocess_pb2.VIDEO_QUALITY_MASTER):
+        video = postprocess_pb2.VideoSettings(quality=quality)
+        sizes.append((await make(postprocess, video=video, frames=17)).result.size_bytes)
+    assert sizes[0] < sizes[1] / 2
+
+    video = postprocess_pb2.VideoSettings(bits_per_second=60_000)
+    clip = await make(postprocess, video=video, frames=81)
+    assert not clip.accepted.video.HasField("crf")
+    assert 8 * clip.result.size_bytes / clip.result.duration_seconds == pytest.approx(60_000, rel=0.5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(6, "preview.gif"), (7, "preview.webp")])
+async def test_an_animated_preview_moves_as_long_as_the_clip(postprocess: OpenService, kind: int, name: str) -> None:
+    clip = await make(postprocess, artifacts=[kind], frames=17)
+
+    image = Image.open(io.BytesIO(clip.files()[name]))
+    durations, pictures = [], []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()
+        durations.append(frame.info["duration"])
+        pictures.append(np.asarray(frame.convert("RGB"), float))
+    assert (image.size, image.n_frames, image.info["loop"]) == ((64, 48), 10, 0)
+    assert sum(durations) == pytest.approx(1000 * 17 / 16, abs=5)
+    assert np.abs(pictures[-1] - pictures[0]).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("video", "field"),
+    [
+        ({"codec": postprocess_pb2.VIDEO_CODEC_H264, "crf": 52}, "start.video.crf"),
+        ({"container": postprocess_pb2.CONTAINER_WEBM}, "start.video.container"),
+        ({"crf": 20, "bits_per_second": 1000}, "start.video.bits_per_second"),
+    ],
+)
+async def test_settings_that_do_not_go_together_are_refused(
+    postprocess: OpenService, video: dict[str, int], field: str
+) -> None:
+    async with postprocess() as service:
+        requests = render_requests(draw_latents(5), video=postprocess_pb2.VideoSettings(**video))  # type: ignore[arg-type]
+        refused = await refusal(service, requests)
+
+    assert isinstance(refused, InvalidRequest)
+    assert [one.field for one in refused.violations] == [field]
+
+
+def test_a_codec_without_an_encoder_is_refused_with_those_that_there_are() -> None:
+    start = start_request(b"", video=postprocess_pb2.VideoSettings(codec=postprocess_pb2.VIDEO_CODEC_AV1)).start
+    with pytest.raises(InvalidRequest, match=r"start.video.codec: has no encoder here; there are h264"):
+        plan_rendering(start, fps=Fraction(16), encoders={Codec.H264: "libx264"})
+
+
+async def test_an_encoder_is_named_only_if_it_worked(postprocess: OpenService) -> None:
+    async with postprocess() as service:
+        described = await service.stub.DescribePostprocess(postprocess_pb2.DescribePostprocessRequest())
+
+    assert len(described.encoders) == len(described.codecs)
+    assert all(works(encoder) for encoder in described.encoders)
+    assert postprocess_pb2.VIDEO_CODEC_H264 in described.codecs
+    assert not works("no-such-encoder")
+
+
+async def test_an_hls_presentation_plays_from_its_playlist_and_every_segment_begins_with_a_key_frame(
+    postprocess: OpenService, tmp_path: Path
+) -> None:
+    clip = await make(postprocess, artifacts=[HLS], frames=81)
+
+    files = clip.files()
+    assert next(iter(files)) == "hls/index.m3u8"
+    for name, data in files.items():
+        (tmp_path / Path(name).name).write_bytes(data)
+    accepted_by_ffmpeg(tmp_path / "index.m3u8")
+    with av.open(str(tmp_path / "index.m3u8")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 81
+    assert [frame.time for frame in frames] == pytest.approx([index / 16 for index in range(81)], abs=1e-3)
+    playlist = files["hls/video.m3u8"].decode("ascii")
+    assert re.findall(r"#EXTINF:([\d.]+),\n(\S+)", playlist) == [
+        ("2.000000", "segment-00001.m4s"),
+        ("2.000000", "segment-00002.m4s"),
+        ("1.062500", "segment-00003.m4s"),
+    ]
+    assert "#EXT-X-TARGETDURATION:2\n" in playlist
+    assert "RESOLUTION=64x48,FRAME-RATE=16.000" in files["hls/index.m3u8"].decode("ascii")
+    for number in (1, 2, 3):
+        alone = files["hls/init.mp4"] + files[f"hls/segment-{number:05d}.m4s"]
+        with av.open(io.BytesIO(alone)) as container:
+            assert next(iter(container.demux(video=0))).is_keyframe
+    assert files["hls/init.mp4"] + b"".join(files[f"hls/segment-{n:05d}.m4s"] for n in (1, 2, 3)) == clip.data
+
+
+def accepted_by_ffmpeg(path: Path) -> None:
+    """Decode everything with FFmpeg's own program, which must find no fault."""
+    done = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-i", str(path), "-f", "null", "-"],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

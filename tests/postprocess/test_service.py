@@ -175,6 +175,7 @@ async def test_settings_that_are_left_out_are_filled_in_and_said(postprocess: Op
         crf=18,
         effort=postprocess_pb2.ENCODING_EFFORT_FAST,
         fragment_frames=4,
+        container=postprocess_pb2.CONTAINER_MP4,
     )
 
 

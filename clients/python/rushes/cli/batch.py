@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rushes.cli.fetching import fetch_files
 from rushes.cli.recording import Recording
 from rushes.cli.refusal import CommandRefused
 from rushes.cli.reports.json_lines import JsonReport
@@ -63,7 +64,15 @@ def read_batch(path: Path, settings: Mapping[str, object]) -> list[GenerationSpe
 class Batch:
     """Generations that were handed in together, followed to their ends."""
 
-    def __init__(self, client: Client, folder: Path | None, report: Report, bar: "Bar | None") -> None:
+    def __init__(
+        self,
+        client: Client,
+        folder: Path | None,
+        report: Report,
+        bar: "Bar | None",
+        formats: tuple[str, ...] = ("mp4",),
+    ) -> None:
+        self._formats = formats
         self._client = client
         self._folder = folder
         self._report = report
@@ -93,7 +102,7 @@ class Batch:
 
     async def _follow(self, generation: Generation) -> None:
         async with self._room:
-            recording = Recording(self._folder, None, self._report)
+            recording = Recording(self._folder, None, self._report, formats=self._formats)
             try:
                 await self._record(generation, recording)
             except RushesError as failure:
@@ -106,7 +115,8 @@ class Batch:
             self._unfinished.discard(generation.id)
 
     async def _record(self, generation: Generation, recording: Recording) -> None:
-        video = recording.name(generation.spec)
+        recording.name(generation.spec)
+        finished = generation
         async with aclosing(self._client.watch(generation.id)) as events:
             async for event in events:
                 recording.take(event)
@@ -116,9 +126,8 @@ class Batch:
                     self._bar.advance(generation.id, _share(event))
                 ended = generation_at_end(event)
                 if ended is not None:
-                    succeeded(ended)
-        await self._client.download(generation.id, video)
-        self._report.saved("video", video)
+                    finished = succeeded(ended)
+        await fetch_files(self._client, finished, recording, self._report)
 
 
 class Bar:

@@ -49,7 +49,13 @@ WatermarkId = Annotated[
 
 Formats = Annotated[
     list[str] | None,
-    typer.Option("--format", help="What to write; may be given more than once: mp4.", rich_help_panel=DELIVERY),
+    typer.Option(
+        "--format", help="mp4, webm, hls, gif, webp or sprite; may be given more than once.", rich_help_panel=DELIVERY
+    ),
+]
+CodecName = Annotated[str | None, typer.Option("--codec", help="h264, h265, av1 or vp9.", rich_help_panel=DELIVERY)]
+Bitrate = Annotated[
+    str | None, typer.Option(help="Bits a second instead of a rate factor: 800k, 4M.", rich_help_panel=DELIVERY)
 ]
 Quality = Annotated[
     str | None, typer.Option(help="draft, standard, high or master; --crf and --bitrate win.", rich_help_panel=DELIVERY)

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any
 
 from rushes.cli.refusal import CommandRefused
 from rushes.client import FieldViolation, InvalidRequest, finish_plan, video_settings
+from rushes.client.finishing import ARTIFACTS
 from rushes.v1.finishing_pb2 import FinishPlan
 from rushes.v1.postprocess_pb2 import VideoSettings
 
-FORMATS = ("mp4",)
+FORMATS = ("mp4", "webm", "hls", "gif", "webp", "sprite")
 
 _MAX_FILE_BYTES = 2**20
 _SIZE = re.compile(r"(\d{1,5})[x×](\d{1,5})")
+_BITS = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kKmM]?)")
 _MARK = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,16})")
 _FLAGS: Mapping[str, str] = {
     "finish.target_fps": "--fps",
@@ -37,6 +39,9 @@ _FLAGS: Mapping[str, str] = {
     "finish.subtitles": "--subtitles",
     "finish.watermark_id": "--watermark-id",
     "fps": "--source-fps",
+    "video.codec": "--codec",
+    "video.container": "--format",
+    "video.bits_per_second": "--bitrate",
     "video.crf": "--crf",
     "video.quality": "--quality",
     "video.effort": "--effort",
@@ -107,20 +112,42 @@ class FinishOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Delivery:
+class DeliveryOptions:
     """What the options of delivery say: the files that are wanted, and how the clip is encoded."""
 
-    formats: tuple[str, ...]
-    video: VideoSettings
+    formats: Sequence[str] = ()
+    codec: str | None = None
+    quality: str | None = None
+    bitrate: str | None = None
+    effort: str | None = None
 
-    @classmethod
-    def of(cls, formats: list[str] | None, *, quality: str | None, effort: str | None) -> "Delivery":
-        """Raises `CommandRefused` for a format that is not there, `InvalidRequest` naming the field."""
-        wanted = tuple(dict.fromkeys(formats or FORMATS[:1]))
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The files to write; by default the clip. Raises `CommandRefused` for a format that there is not."""
+        wanted = tuple(dict.fromkeys(self.formats)) or (("webm",) if self.codec == "vp9" else ("mp4",))
         for name in wanted:
             if name not in FORMATS:
                 raise CommandRefused("--format", f"must be one of {', '.join(FORMATS)}, not {name}")
-        return cls(formats=wanted, video=video_settings(quality=quality, effort=effort))
+        if "mp4" in wanted and "webm" in wanted:
+            raise CommandRefused("--format", "must be mp4 or webm, not both: a clip is encoded once")
+        return wanted
+
+    def video(self) -> VideoSettings:
+        """The encoding as a message. Raises `CommandRefused` naming the option, `InvalidRequest` naming the field."""
+        container = next((name for name in self.wanted if name in ("mp4", "webm")), None)
+        return video_settings(
+            # WebM holds no H.264, the codec that is meant where none is said.
+            codec="vp9" if self.codec is None and container == "webm" else self.codec,
+            container=container,
+            quality=self.quality,
+            bits_per_second=_bits(self.bitrate) if self.bitrate is not None else None,
+            effort=self.effort,
+        )
+
+    def artifacts(self) -> list[str]:
+        """What to make beside the clip, by the names of `rushes.client.finishing.ARTIFACTS`."""
+        made = [name for name in self.wanted if name in ARTIFACTS]
+        return ["poster", "contact-sheet", *made] if made else []
 
 
 @contextmanager
@@ -167,6 +194,13 @@ def _text(option: str, path: Path) -> str:
         raise CommandRefused(option, f"{path} must be text in UTF-8") from None
 
 
-def finish_settings(options: FinishOptions, delivery: Delivery) -> dict[str, Any]:
+def _bits(text: str) -> int:
+    found = _BITS.fullmatch(text)
+    if not found:
+        raise CommandRefused("--bitrate", "must be bits a second, for example 800k or 4M")
+    return round(float(found[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[found[2].lower()])
+
+
+def finish_settings(options: FinishOptions, delivery: DeliveryOptions) -> dict[str, Any]:
     """The keywords of `generation_spec` that say the same."""
-    return {"finish": options.plan(), "video": delivery.video}
+    return {"finish": options.plan(), "video": delivery.video(), "artifacts": delivery.artifacts()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from rushes.cli.batch import Batch, open_batch_report, read_batch
 from rushes.cli.endpoint import Endpoint
+from rushes.cli.fetching import fetch_files
 from rushes.cli.interrupt import Interrupt, interruptible
 from rushes.cli.model_choice import choose_model
 from rushes.cli.recording import Recording
@@ -34,6 +35,7 @@ class Outputs:
 
     video: Path | None = None
     previews: Path | None = None
+    formats: tuple[str, ...] = ("mp4",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ async def generate_clip(
 ) -> None:
     """Make a clip: at the named gateway, at the suite that `rushes up` runs here, or with a suite in this process."""
     with open_report(as_json=as_json) as report, interruptible() as interrupt:
-        recording = Recording(outputs.video, outputs.previews, report)
+        recording = Recording(outputs.video, outputs.previews, report, formats=outputs.formats)
         async with _some_gateway(endpoint, asked, report, GenerateRequest(spec=spec)) as client:
             if endpoint.gateway is not None:
                 spec.model = asked.model or ""
@@ -70,7 +72,14 @@ async def generate_clip(
 
 
 async def generate_clips(
-    endpoint: Endpoint, batch: Path, settings: Mapping[str, Any], output: Path | None, asked: Asked, *, as_json: bool
+    endpoint: Endpoint,
+    batch: Path,
+    settings: Mapping[str, Any],
+    output: Path | None,
+    asked: Asked,
+    *,
+    formats: tuple[str, ...] = ("mp4",),
+    as_json: bool,
 ) -> None:
     """Make every clip of a file of prompts, in the folder `output` or the current one."""
     if output is not None and output.suffix:
@@ -82,7 +91,7 @@ async def generate_clips(
             for spec in specs:
                 if endpoint.gateway is not None and asked.model is not None:
                     spec.model = asked.model
-            await Batch(client, output, report, bar).make(specs)
+            await Batch(client, output, report, bar, formats).make(specs)
 
 
 def _make_folder(folder: Path | None) -> None:
@@ -132,7 +141,9 @@ async def watch(endpoint: Endpoint, generation_id: str, after: int, outputs: Out
     """Show the events of a generation to its end; write its files if a name for them is given."""
     with open_report(as_json=as_json) as report, interruptible():
         async with endpoint.client(on_reconnect=report.reconnecting) as client:
-            recording = Recording(outputs.video, outputs.previews, report) if outputs.video else None
+            recording = (
+                Recording(outputs.video, outputs.previews, report, formats=outputs.formats) if outputs.video else None
+            )
             if recording is not None:
                 recording.name((await client.get(generation_id)).spec)
             ended = None
@@ -247,10 +258,6 @@ async def _follow(
 async def _finish(client: Client, ended: Generation, recording: Recording | None, report: Report) -> Generation:
     succeeded(ended)
     if recording is not None:
-        video = recording.video or recording.name(ended.spec)
-        # The clip that grew was for watching; the finished file has its index in front.
-        recording.discard()
-        await client.download(ended.id, video)
-        report.saved("video", video)
+        await fetch_files(client, ended, recording, report)
     report.finished(ended)
     return ended

@@ -8,7 +8,7 @@ from rushes.v1.generation_pb2 import GenerationSpec
 MAX_STEM = 48
 
 
-def default_video(spec: GenerationSpec, folder: Path) -> Path:
+def default_video(spec: GenerationSpec, folder: Path, suffix: str = ".mp4") -> Path:
     """`<prompt>-<seed>.mp4` in the folder, numbered on where there is one already: no earlier clip is overwritten."""
     words = re.findall(r"\w+", spec.prompt.lower())
     stem = ""
@@ -18,9 +18,9 @@ def default_video(spec: GenerationSpec, folder: Path) -> Path:
             break
         stem = longer
     stem = f"{stem or 'clip'}-{spec.seed}"
-    candidate, count = folder / f"{stem}.mp4", 2
+    candidate, count = folder / f"{stem}{suffix}", 2
     while candidate.exists() or contact_sheet(candidate).exists():
-        candidate = folder / f"{stem}-{count}.mp4"
+        candidate = folder / f"{stem}-{count}{suffix}"
         count += 1
     return candidate
 
@@ -35,3 +35,8 @@ def beside(output: Path | None, name: str) -> Path:
     if output is not None and not output.is_dir():
         return output
     return (output or Path()) / Path(name).name
+
+
+def file_folder(video: Path, name: str) -> Path | None:
+    """The folder of the files of that format beside the clip; None for a format of one file."""
+    return video.with_name(f"{video.stem}-{name}") if name in ("hls", "sprite") else None

@@ -22,9 +22,13 @@ class Recording:
     The clip grows as `<name>.mp4.part`, playable as far as it goes; `Client.download` checks it and gives it its name.
     """
 
-    def __init__(self, output: Path | None, previews: Path | None, report: Report) -> None:
-        if output is not None and output.suffix.lower() != ".mp4" and not output.is_dir():
-            raise CommandRefused("--output", "must be a folder or a name that ends in .mp4")
+    def __init__(
+        self, output: Path | None, previews: Path | None, report: Report, *, formats: tuple[str, ...] = ("mp4",)
+    ) -> None:
+        self.formats = formats
+        self._suffix = ".webm" if "webm" in formats else ".mp4"
+        if output is not None and output.suffix.lower() != self._suffix and not output.is_dir():
+            raise CommandRefused("--output", f"must be a folder or a name that ends in {self._suffix}")
         folder = output if output is not None and output.is_dir() else Path()
         self._folder = folder
         self._report = report
@@ -52,7 +56,7 @@ class Recording:
     def name(self, spec: GenerationSpec) -> Path:
         """The clip's name, made from the prompt and the seed where none was given."""
         if self.video is None:
-            self.video = default_video(spec, self._folder)
+            self.video = default_video(spec, self._folder, self._suffix)
         self.part.unlink(missing_ok=True)
         return self.video
 

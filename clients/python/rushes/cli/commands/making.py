@@ -53,7 +53,9 @@ def generate(
     watermark: f.Watermark = False,
     watermark_id: f.WatermarkId = None,
     formats: f.Formats = None,
+    codec: f.CodecName = None,
     quality: f.Quality = None,
+    bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
     output: o.Output = None,
@@ -76,7 +78,7 @@ def generate(
     Without a gateway the whole suite is started in this process, on the embedded model. Ctrl-C cancels.
     """
     from rushes.cli.endpoint import Endpoint
-    from rushes.cli.finishing import Delivery, FinishOptions, finish_settings, flags_named
+    from rushes.cli.finishing import DeliveryOptions, FinishOptions, finish_settings, flags_named
     from rushes.cli.making import Asked, Outputs, generate_clip, generate_clips
     from rushes.cli.refusal import CommandRefused
     from rushes.client import generation_spec
@@ -106,7 +108,7 @@ def generate(
         "preview_every_steps": preview_every if previews else 0,
         "crf": crf,
     }
-    delivery = Delivery.of(formats, quality=quality, effort=effort)
+    delivery = DeliveryOptions(formats=formats or (), codec=codec, quality=quality, bitrate=bitrate, effort=effort)
     finish = FinishOptions(
         upscale=upscale,
         upscaler=upscaler,
@@ -131,10 +133,12 @@ def generate(
     with flags_named():
         settings |= finish_settings(finish, delivery)
         if batch is not None:
-            asyncio.run(generate_clips(endpoint, batch, settings, output, asked, as_json=as_json))
+            asyncio.run(
+                generate_clips(endpoint, batch, settings, output, asked, formats=delivery.wanted, as_json=as_json)
+            )
             return
         spec = generation_spec(prompt or "", **settings)
-        outputs = Outputs(video=output, previews=previews)
+        outputs = Outputs(video=output, previews=previews, formats=delivery.wanted)
         asyncio.run(generate_clip(endpoint, spec, outputs, asked, prefer_cache=cache, as_json=as_json))
 
 
@@ -179,7 +183,9 @@ def create(
     watermark: f.Watermark = False,
     watermark_id: f.WatermarkId = None,
     formats: f.Formats = None,
+    codec: f.CodecName = None,
     quality: f.Quality = None,
+    bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
     model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
@@ -195,11 +201,11 @@ def create(
 ) -> None:
     """Hand in a generation at a running gateway and print its id."""
     from rushes.cli.endpoint import Endpoint
-    from rushes.cli.finishing import Delivery, FinishOptions, finish_settings, flags_named
+    from rushes.cli.finishing import DeliveryOptions, FinishOptions, finish_settings, flags_named
     from rushes.cli.making import hand_in
     from rushes.client import generation_spec
 
-    delivery = Delivery.of(formats, quality=quality, effort=effort)
+    delivery = DeliveryOptions(formats=formats or (), codec=codec, quality=quality, bitrate=bitrate, effort=effort)
     finish = FinishOptions(
         upscale=upscale,
         upscaler=upscaler,
