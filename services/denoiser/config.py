@@ -1,5 +1,6 @@
 """What the denoiser can be told."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -27,6 +28,11 @@ class DenoiserConfig(ModelServiceConfig):
         512 * 2**20,
         ge=0,
         description="host memory for states at the expert boundary, which requests that ask for it begin from",
+    )
+    engines: Path | None = Field(
+        None,
+        description="folder of experts that services.denoiser.export wrote, run by TensorRT or, on the CPU, ONNX"
+        " Runtime",
     )
     warm_up: bool = Field(True, description="run each expert once before serving")
     strict_reference: bool = Field(

@@ -67,7 +67,7 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
             plan,
             conditioning,
             model=pool.fingerprint,
-            numerics=pool.dtype_name,
+            numerics=pool.numerics,
             adapters=studio.shelf.names_for(uses, Expert.HIGH),
         )
         state = studio.prefixes.get(prefix) if prefix is not None else state
@@ -107,7 +107,7 @@ def make_plan(start: denoiser_pb2.DenoiseStart, pool: ExpertPool, adapters: Sequ
         seed=start.seed,
         first_step=start.first_step,
         end_step=start.end_step if start.HasField("end_step") else schedule.steps,
-        fingerprint=fingerprint(pool.fingerprint, pool.dtype_name, settings, schedule, latents, adapters),
+        fingerprint=fingerprint(pool.fingerprint, pool.numerics, settings, schedule, latents, adapters),
     )
     if plan.first_step >= schedule.steps:
         raise InvalidRequest.of("start.first_step", f"must be less than the schedule's {schedule.steps} steps")

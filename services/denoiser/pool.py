@@ -24,7 +24,10 @@ _CHOICES: Mapping[str, tuple[Expert, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertPool:
-    """Loaded experts of one model. A model of one transformer has no boundary: `Expert.HIGH` serves every step."""
+    """Loaded experts of one model. A model of one transformer has no boundary: `Expert.HIGH` serves every step.
+
+    `ways` are the ways of computing that change the bits of a result, beside the weights' type.
+    """
 
     experts: Mapping[Expert, Transformer]
     manifest: Manifest
@@ -33,6 +36,7 @@ class ExpertPool:
     device: torch.device
     has_boundary: bool
     differences: tuple[Difference, ...]
+    ways: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: ModelFolder, choice: str, dtype: torch.dtype, device: torch.device) -> "ExpertPool":
@@ -64,6 +68,11 @@ class ExpertPool:
     def dtype_name(self) -> str:
         """The weights' type, for example `bfloat16`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def numerics(self) -> str:
+        """How results are computed: pools of the same may continue each other's states."""
+        return " ".join((self.dtype_name, *self.ways))
 
     @property
     def defaults(self) -> Settings:

@@ -9,6 +9,7 @@ from services.chassis.errors import FailedPrecondition, Unavailable
 from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
+from services.denoiser.acceleration import accelerate
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, read_start, read_work
@@ -62,7 +63,9 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> denoiser_pb2.DescribeDenoiserResponse:
         """See `denoiser.proto`."""
         return description(
-            self._studio.pool, self._turnstile.capacity, acceleration_message(self._studio.guidance_batch)
+            self._studio.pool,
+            self._turnstile.capacity,
+            acceleration_message(self._studio.guidance_batch, self._studio.acceleration),
         )
 
 
@@ -77,6 +80,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
     async with DeviceThread.open("denoiser-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         pool = await thread.run(ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), device)
+        pool, acceleration = await thread.run(accelerate, pool, config)
         _report_differences(pool, strict=config.strict_reference)
         if config.warm_up:
             await thread.run(warm_up, pool)
@@ -86,6 +90,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             shelf=AdapterShelf(folder, config.adapter_cache_bytes),
             projection=LatentProjection(pool.manifest.latent_rgb, device),
             guidance_batch=await thread.run(choose_guidance_batch, pool, config.guidance_batch),
+            acceleration=acceleration,
             prefixes=PrefixCache(config.prefix_cache_bytes),
             draining=draining,
         )

@@ -11,6 +11,7 @@ import torch
 from services.chassis.bundles import pack
 from services.chassis.errors import Exhausted
 from services.chassis.telemetry import meter
+from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.adapters import Adapter
 from services.denoiser.checkpoint import state_metadata, state_tensors
@@ -74,6 +75,7 @@ class Studio:
     projection: LatentProjection
     guidance_batch: GuidanceBatch
     prefixes: PrefixCache
+    acceleration: Acceleration
     draining: asyncio.Event
 
 

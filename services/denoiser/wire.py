@@ -6,6 +6,7 @@ from typing import Final
 
 from rushes.v1 import denoiser_pb2, latency_pb2, sampling_pb2, tensors_pb2
 from services.chassis.bundles import chunks
+from services.denoiser.acceleration import Acceleration
 from services.denoiser.experts import Expert
 from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
@@ -178,9 +179,9 @@ def _span_messages(spans: Spans) -> list[latency_pb2.Span]:
     ]
 
 
-def acceleration_message(guidance: GuidanceBatch) -> denoiser_pb2.Acceleration:
+def acceleration_message(guidance: GuidanceBatch, chosen: Acceleration) -> denoiser_pb2.Acceleration:
     """How this process computes."""
-    message = denoiser_pb2.Acceleration(guidance_batch=guidance.mode)
+    message = denoiser_pb2.Acceleration(guidance_batch=guidance.mode, tensorrt=chosen.engines == "tensorrt")
     if guidance.measured is not None:
         message.batched_seconds = guidance.measured.batched_seconds
         message.sequential_seconds = guidance.measured.sequential_seconds

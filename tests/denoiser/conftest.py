@@ -21,6 +21,11 @@ from tests.denoiser.caller import Caller
 Serve: TypeAlias = Callable[..., AbstractAsyncContextManager[Caller]]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU, and none is visible")
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_untrained(tmp_path_factory.mktemp("models") / "untrained")

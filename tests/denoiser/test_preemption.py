@@ -11,6 +11,7 @@ import torch
 
 from services.chassis.bundles import unpack
 from services.chassis.errors import Exhausted
+from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.checkpoint import read_state
 from services.denoiser.conditioning import Conditioning
@@ -42,6 +43,7 @@ async def studio(pool: ExpertPool, untrained: Path) -> AsyncIterator[Studio]:
             projection=LatentProjection(pool.manifest.latent_rgb, torch.device("cpu")),
             guidance_batch=GuidanceBatch(),
             prefixes=PrefixCache(0),
+            acceleration=Acceleration(),
             draining=asyncio.Event(),
         )
 
