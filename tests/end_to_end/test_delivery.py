@@ -13,9 +13,11 @@ import av
 import pytest
 import pytest_asyncio
 from PIL import Image
+from playwright.async_api import async_playwright
 
-from rushes.client import Client, InvalidRequest, NotFound, finish_plan, generation_spec
+from rushes.client import Client, InvalidRequest, NotFound, finish_plan, generation_spec, video_settings
 from rushes.v1.generation_pb2 import GenerationState
+from tests.end_to_end.edge import chromium_program, edge, pages
 from tests.end_to_end.processes import Suite, running_suite
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -142,6 +144,41 @@ async def test_the_command_line_writes_an_hls_folder_and_an_animated_picture(sui
     assert sorted(os.listdir(tmp_path)) == ["clip-hls", "clip.gif", "clip.png"]  # noqa: PTH208
     with av.open(str(tmp_path / "clip-hls" / "index.m3u8")) as container:
         assert len(list(container.decode(video=0))) == 17
+
+
+@pytest.mark.skipif(chromium_program() is None, reason="there is no Chromium on this machine")
+async def test_a_browser_plays_the_clip_while_its_fragments_are_still_arriving(
+    suite: Suite, client: Client, tmp_path: Path
+) -> None:
+    video = video_settings(crf=0)
+    spec = generation_spec(PROMPT, width=128, height=128, num_frames=49, steps=2, seed=5, video=video)
+    ended = await client.wait((await client.create(spec)).id)
+    # At this rate the clip takes about five seconds to arrive, and lasts three.
+    rate = max(1, ended.video.size_bytes // 5 // 1024)
+    async with edge(tmp_path, suite.address, kilobytes_per_second=rate) as endpoint, async_playwright() as playwright:
+        with pages() as web:
+            browser = await playwright.chromium.launch(
+                executable_path=chromium_program(),
+                args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
+            )
+            page = await browser.new_page()
+            await page.goto(f"{web}/player.html?endpoint={endpoint}&generation={ended.id}")
+            await page.wait_for_function("window.log?.ended", timeout=90_000)
+            log = await page.evaluate("window.log")
+            await page.wait_for_function("document.querySelector('video').ended", timeout=30_000)
+            decoded = await page.evaluate("document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames")
+            await browser.close()
+
+    assert log["error"] is None
+    arrivals = log["fragments"]
+    assert arrivals[-1]["frames"] == 49
+    assert arrivals[-1]["at"] - arrivals[0]["at"] > 1500
+    playing = [arrival for arrival in arrivals[:-1] if arrival["time"] > 0.2 and arrival["decoded"] > 3]
+    assert playing, "nothing was shown before the last fragment was there"
+    assert playing[0]["frames"] < 33
+    assert [arrival["time"] for arrival in playing] == sorted(arrival["time"] for arrival in playing)
+    assert playing[-1]["time"] > playing[0]["time"]
+    assert decoded == 49
 
 
 async def rushes(suite: Suite, folder: Path, *arguments: str) -> tuple[int, str, str]:
