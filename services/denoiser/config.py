@@ -1,11 +1,21 @@
 """What the denoiser can be told."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from services.denoiser.shapes import VideoShape
 from services.model.config import ModelServiceConfig
+
+
+def _check_shapes(value: str) -> str:
+    for text in value.split(",") if value else ():
+        VideoShape.parse(text)
+    return value
+
+
+Shapes = Annotated[str, AfterValidator(_check_shapes)]
 
 
 class DenoiserConfig(ModelServiceConfig):
@@ -24,6 +34,16 @@ class DenoiserConfig(ModelServiceConfig):
         description="evaluate positive and negative prompt in one batch: auto does so for small clips, measure where it"
         " is faster here",
     )
+    step_sharing: Literal["off", "auto", "on"] = Field(
+        "off",
+        description="evaluate steps of runs of one shape together: auto where measurement at start says that it pays;"
+        " results then equal those of lone runs within rounding and not bit for bit",
+    )
+    step_sharers: int = Field(4, ge=2, le=64, description="most runs that share a step")
+    shapes: Shapes = Field(
+        "",
+        description="sizes to measure at start, WIDTHxHEIGHTxFRAMES, separated by commas; the model's default if unset",
+    )
     prefix_cache_bytes: int = Field(
         512 * 2**20,
         ge=0,
@@ -38,3 +58,7 @@ class DenoiserConfig(ModelServiceConfig):
     strict_reference: bool = Field(
         False, description="refuse to start where the model differs from Wan's reference in anything that is checked"
     )
+
+    def measured_shapes(self, default: VideoShape) -> tuple[VideoShape, ...]:
+        """The sizes of `shapes`, or `default`."""
+        return tuple(VideoShape.parse(text) for text in self.shapes.split(",")) if self.shapes else (default,)

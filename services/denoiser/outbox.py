@@ -33,6 +33,7 @@ class StepReport:
     timestep: float
     seconds: float
     eta_seconds: float
+    sharers: int = 1
     cached: bool = False
 
 
@@ -52,6 +53,7 @@ class Ending:
     reason: Reason
     next_step: int
     steps_run: int
+    steps_shared: int
     device_seconds: float
     previews_dropped: int
     spans: Spans

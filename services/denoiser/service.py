@@ -13,6 +13,7 @@ from services.denoiser.acceleration import accelerate
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, read_start, read_work
+from services.denoiser.inventory import sharing_message
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
@@ -21,7 +22,7 @@ from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
 from services.denoiser.step_scheduler import StepScheduler
 from services.denoiser.turnstile import Turnstile
-from services.denoiser.warm_up import choose_guidance_batch, warm_up
+from services.denoiser.warm_up import choose_guidance_batch, choose_sharing, default_shape, warm_up
 from services.denoiser.wire import acceleration_message, accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
@@ -62,11 +63,13 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, _request: denoiser_pb2.DescribeDenoiserRequest, _context: Context
     ) -> denoiser_pb2.DescribeDenoiserResponse:
         """See `denoiser.proto`."""
-        return description(
+        described = description(
             self._studio.pool,
             self._turnstile.capacity,
             acceleration_message(self._studio.guidance_batch, self._studio.acceleration),
         )
+        described.step_sharing.CopyFrom(sharing_message(self._studio.sharing))
+        return described
 
 
 @asynccontextmanager
@@ -84,6 +87,8 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
         _report_differences(pool, strict=config.strict_reference)
         if config.warm_up:
             await thread.run(warm_up, pool)
+        shapes = config.measured_shapes(default_shape(pool.manifest))
+        sharing = await thread.run(choose_sharing, pool, shapes, config.step_sharing, config.step_sharers)
         studio = Studio(
             pool=pool,
             thread=thread,
@@ -93,8 +98,10 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             acceleration=acceleration,
             prefixes=PrefixCache(config.prefix_cache_bytes),
             draining=draining,
+            sharing=sharing,
         )
-        servicer = DenoiserService(studio, Turnstile(StepScheduler(config.slots), config.retry_after_seconds))
+        scheduler = StepScheduler(config.slots, lambda kind: sharing.most(kind[0]))  # type: ignore[index]  # `Session._kind`
+        servicer = DenoiserService(studio, Turnstile(scheduler, config.retry_after_seconds))
         yield [
             Mounted(
                 add_to_server=denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 
@@ -26,12 +26,13 @@ from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
 from services.denoiser.previews import LatentProjection, PreviewRequest
 from services.denoiser.sampler import denoise, prior
+from services.denoiser.sharing import Offer, StepSharing, evaluate_together
 from services.denoiser.solvers import SolverState, solver_step
 from services.denoiser.spans import Spans
 from services.denoiser.step_cache import StepCache, may_be_cut
 from services.denoiser.timing import TimedStep, timed
 from services.denoiser.turnstile import Seat
-from services.denoiser.velocity import GuidedVelocity
+from services.denoiser.velocity import Foreseen, GuidedVelocity
 from services.model.bundles import to_bundle
 from services.model.device import DeviceThread
 
@@ -77,14 +78,19 @@ class Studio:
     prefixes: PrefixCache
     acceleration: Acceleration
     draining: asyncio.Event
+    sharing: StepSharing = field(default_factory=StepSharing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """A finished step, and where a preview is due its pixels with when and how long the device worked on them."""
+    """A finished step, and where a preview is due its pixels with when and how long the device worked on them.
+
+    `shared`: the evaluation, if it was one for several runs.
+    """
 
     timed: TimedStep
     exposure: tuple[float, float, torch.Tensor] | None
+    shared: Foreseen | None
 
 
 class Session:
@@ -102,6 +108,8 @@ class Session:
         self._last_ended: float | None = None
         self._steps_run = 0
         self._steps_cached = 0
+        self._steps_shared = 0
+        self._velocity: GuidedVelocity | None = None
         threshold = work.plan.settings.step_cache_threshold
         self._cache = None if threshold is None else StepCache(work.plan, threshold)
         self._since_checkpoint = (0, 0.0)
@@ -128,6 +136,7 @@ class Session:
                     next_step=state.step,
                     steps_run=self._steps_run,
                     steps_cached=self._steps_cached,
+                    steps_shared=self._steps_shared,
                     device_seconds=self._device_seconds,
                     previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
                     spans=self._spans,
@@ -146,11 +155,14 @@ class Session:
         try:
             async with self._seat.stepping(), aclosing(stream) as steps:
                 while state is None or state.step < self._plan.end_step:
-                    async with self._seat.turn() as turn:
+                    kind = self._kind(state)
+                    async with self._seat.turn(kind, None if kind is None else self._offer(state)) as turn:
                         if state is not None and may_be_cut(self._plan, state.step):
                             interruption = self._interruption()
                             if interruption is not None:
                                 return state, interruption
+                        if len(turn.party) > 1:
+                            await turn.party.once(self._evaluate)
                         news = await anext(steps)
                         while news.going_on:
                             turn.lap()
@@ -167,15 +179,34 @@ class Session:
             held = await self._studio.thread.run(state.to, torch.device("cpu"))
             self._studio.prefixes.put(self._work.prefix, held)
 
+    async def _evaluate(self, offers: Sequence[object]) -> None:
+        await self._studio.thread.run(evaluate_together, [offer for offer in offers if isinstance(offer, Offer)])
+
     def _goes_on(self, frame: Frame) -> bool:
         """Whether the device's thread may begin the next step before this one is reported; asked on that thread."""
         over = frame.timed.step.state.step >= self._plan.end_step
-        return not (over or self._studio.draining.is_set() or self._seat.contended)
+        shareable = self._studio.sharing.most(self._plan.latents) > 1
+        return not (over or self._studio.draining.is_set() or self._seat.contended(shareable=shareable))
+
+    def _kind(self, state: SolverState | None) -> Hashable:
+        """What runs must have in common to share their next step; None if this one is taken alone.
+
+        The first step of a call is: it reads the text and places the state.
+        """
+        if state is None or self._velocity is None or self._studio.sharing.most(self._plan.latents) == 1:
+            return None
+        texts = self._velocity.texts(self._plan.schedule.timesteps[state.step])
+        return None if texts is None else (self._plan.latents, self._plan.expert(state.step), texts)
+
+    def _offer(self, state: SolverState | None) -> Offer | None:
+        if state is None or self._velocity is None:
+            return None
+        return Offer(velocity=self._velocity, x=state.x, timestep=self._plan.schedule.timesteps[state.step])
 
     async def _deliver(self, frame: Frame, darkroom: Darkroom | None) -> SolverState:
         state = frame.timed.step.state
         await self._remember(state)
-        self._report(frame.timed)
+        self._report(frame.timed, frame.shared)
         if darkroom is not None and frame.exposure is not None:
             began, seconds, pixels = frame.exposure
             self._spans.add("denoise.preview", began, seconds)
@@ -192,7 +223,7 @@ class Session:
     def _generator(self) -> Generator[Frame, None, None]:
         """The steps, made on the device's thread."""
         plan, pool = self._plan, self._studio.pool
-        velocity = GuidedVelocity(
+        velocity = self._velocity = GuidedVelocity(
             experts=pool.experts,
             conditioning=self._work.conditioning,
             text_length=pool.manifest.text.max_length,
@@ -209,7 +240,7 @@ class Session:
         )
         with closing(timed(steps, pool.device)) as timed_steps:
             for step in timed_steps:
-                yield Frame(timed=step, exposure=self._exposure(step))
+                yield Frame(timed=step, exposure=self._exposure(step), shared=velocity.used)
 
     def _exposure(self, timed_step: TimedStep) -> tuple[float, float, torch.Tensor] | None:
         request, step = self._work.previews, timed_step.step
@@ -220,19 +251,23 @@ class Session:
         pixels = self._studio.projection(step.x0(), request.frames)
         return began, time.monotonic() - began, pixels
 
-    def _report(self, timed_step: TimedStep) -> None:
+    def _report(self, timed_step: TimedStep, shared: Foreseen | None) -> None:
         plan, step, seconds = self._plan, timed_step.step, timed_step.seconds
         expert = plan.expert(step.index)
         self._steps_run += 1
         self._device_seconds += seconds
-        # What other runs did on the device in between counts for the estimate too.
         ended = timed_step.began + seconds
+        if shared is not None:
+            self._steps_shared += 1
+            self._device_seconds += shared.seconds / shared.sharers
+            seconds += shared.seconds
+        # What other runs did on the device in between counts for the estimate too.
         self._pace.observe(expert, ended - (self._last_ended or timed_step.began))
         self._last_ended = ended
         high_left = max(0, plan.boundary_step - step.state.step)
         low_left = plan.schedule.steps - step.state.step - high_left
         self._step_seconds.record(seconds, {"expert": expert.name.lower()})
-        self._spans.add("denoise.step", timed_step.began, seconds, index=str(step.index), expert=expert.name.lower())
+        self._spans.add("denoise.step", ended - seconds, seconds, index=str(step.index), expert=expert.name.lower())
         timestep = plan.schedule.timesteps[step.index]
         cached = self._cache is not None and self._cache.has_answered(timestep)
         self._steps_cached += cached
@@ -243,6 +278,7 @@ class Session:
                 sigma=step.sigma,
                 timestep=timestep,
                 cached=cached,
+                sharers=1 if shared is None else shared.sharers,
                 seconds=seconds,
                 eta_seconds=self._pace.remaining(high_left, low_left),
             )

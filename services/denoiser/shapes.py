@@ -24,6 +24,17 @@ class VideoShape:
         if self.frames <= 0 or self.frames % TEMPORAL_STRIDE != 1:
             raise ValueError(f"num_frames must be 4k + 1, not {self.frames}")
 
+    @classmethod
+    def parse(cls, text: str) -> "VideoShape":
+        """The size that `text` says as WIDTHxHEIGHTxFRAMES. Raises `ValueError` for anything else."""
+        parts = text.split("x")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"a size is WIDTHxHEIGHTxFRAMES, not {text!r}")
+        return cls(width=int(parts[0]), height=int(parts[1]), frames=int(parts[2]))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
     def latents(self, channels: int) -> "LatentShape":
         """This clip's latents: the first frame has a latent frame of its own, every later one stands for four."""
         return LatentShape(

@@ -5,7 +5,7 @@ starts level with the least served of its class, so that it neither waits for th
 its own.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,13 +39,16 @@ class _Run:
     served: float = 0.0
     stepping: bool = False
     leaving: bool = False
+    kind: Hashable = None
 
 
 class StepScheduler:
     """Seats for `seats` runs, and the order of their steps. A run is a number that `admit` gives out."""
 
-    def __init__(self, seats: int) -> None:
+    def __init__(self, seats: int, most_sharers: Callable[[Hashable], int] = lambda _kind: 1) -> None:
+        """`most_sharers`: how many runs whose next steps are of one kind may take it together."""
         self.seats = seats
+        self._most_sharers = most_sharers
         self._runs: dict[int, _Run] = {}
         self._next_run = 0
 
@@ -83,6 +86,7 @@ class StepScheduler:
     def end(self, run: int) -> None:
         """`run` wants no further steps; it keeps its seat."""
         self._runs[run].stepping = False
+        self._runs[run].kind = None
 
     def leave(self, run: int) -> None:
         """`run` gives its seat back. Does nothing for a run that has left."""
@@ -107,6 +111,29 @@ class StepScheduler:
         highest = max(stepping, default=0)
         able = [number for number in waiting if self._runs[number].leaving or self._runs[number].priority >= highest]
         return min(able, key=lambda number: (self._runs[number].served, number), default=None)
+
+    def wants(self, run: int, kind: Hashable = None) -> None:
+        """The next step of `run` is of `kind`: runs of one kind may share it; None cannot be shared."""
+        self._runs[run].kind = kind
+
+    def sharers(self, first: int, waiting: Collection[int]) -> tuple[int, ...] | None:
+        """`first`, which `choose` gave, and those of `waiting` that take the step with it; None to wait for more.
+
+        It is waited for runs of the same class and kind that are between two of their steps: they come back at once,
+        and without that, runs of one kind would take turns for ever.
+        """
+        kind = self._runs[first].kind
+        most = 1 if kind is None or self._runs[first].leaving else self._most_sharers(kind)
+        peers = [
+            number
+            for number, run in self._runs.items()
+            if number != first and run.stepping and not run.leaving and run.kind == kind
+            if self._same_class(run, first)
+        ]
+        ready = sorted((n for n in peers if n in waiting), key=lambda n: (self._runs[n].served, n))
+        if most > 1 + len(ready) and len(ready) < len(peers):
+            return None
+        return (first, *ready[: most - 1])
 
     def _same_class(self, other: _Run, run: int) -> bool:
         return other.priority == self._runs[run].priority

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 
 from services.chassis.errors import Exhausted
@@ -10,15 +10,16 @@ from services.denoiser.step_scheduler import AdmittedAfter, Refused, StepSchedul
 
 
 class Turnstile:
-    """One device, `scheduler.seats` runs, one step at a time."""
+    """One device, `scheduler.seats` runs, one step at a time, of one run or of several that share it."""
 
     def __init__(self, scheduler: StepScheduler, retry_after_seconds: float) -> None:
         """`retry_after_seconds` is the advice that a refused caller gets."""
         self._scheduler = scheduler
         self._retry_after_seconds = retry_after_seconds
-        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._turns: dict[int, tuple[asyncio.Future[Party], object]] = {}
         self._seats_awaited: dict[int, asyncio.Event] = {}
-        self._busy = False
+        self._at_device = 0
+        self._stepping = 0
 
     @property
     def capacity(self) -> int:
@@ -67,56 +68,91 @@ class Turnstile:
     def begin(self, run: int) -> None:
         """`run` wants steps from now on."""
         self._scheduler.begin(run)
+        self._stepping += 1
 
     def end(self, run: int) -> None:
         """`run` wants no further steps."""
         self._scheduler.end(run)
+        self._stepping -= 1
         self._dispatch()
 
     def must_leave(self, run: int) -> bool:
         """Whether `run` has to stop before its next step."""
         return self._scheduler.must_leave(run)
 
-    def contended(self, run: int) -> bool:
-        """Whether `run`, whose turn it is, has to give the device up after its step in work. Any thread may ask."""
-        return bool(self._turns) or self._scheduler.must_leave(run)
+    def contended(self, run: int, *, shareable: bool) -> bool:
+        """Whether `run`, whose turn it is, has to give the device up after its step in work. Any thread may ask.
+
+        A run whose steps are `shareable` does so for every other that takes steps.
+        """
+        return bool(self._turns) or (shareable and self._stepping > 1) or self._scheduler.must_leave(run)
 
     @asynccontextmanager
-    async def turn(self, run: int) -> AsyncIterator["Turn"]:
-        """Wait until the next step is that of `run`, and take the device for the block."""
-        turn = self._turns[run] = asyncio.get_running_loop().create_future()
+    async def turn(self, run: int, kind: Hashable, offer: object) -> AsyncIterator["Turn"]:
+        """Wait until the next step is that of `run`, and take the device for the block.
+
+        Runs that want steps of one `kind` may get it together, each with the `offer` of all.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        self._turns[run] = (turn, offer)
+        self._scheduler.wants(run, kind)
         self._dispatch()
         try:
-            await turn
+            party = await turn
         except asyncio.CancelledError:
             if self._turns.pop(run, None) is None:
                 # The turn was given in the same moment: it goes to the next.
-                self._busy = False
-                self._dispatch()
+                self._leave_device()
             raise
-        taken = Turn(self._scheduler, run)
+        taken = Turn(self._scheduler, run, party)
         try:
             yield taken
         finally:
             taken.lap()
-            self._busy = False
-            self._dispatch()
+            self._leave_device()
+
+    def _leave_device(self) -> None:
+        self._at_device -= 1
+        self._dispatch()
 
     def _dispatch(self) -> None:
-        if self._busy or not self._turns:
+        if self._at_device or not self._turns:
             return
-        run = self._scheduler.choose(self._turns)
-        if run is not None:
-            self._busy = True
-            self._turns.pop(run).set_result(None)
+        first = self._scheduler.choose(self._turns)
+        runs = None if first is None else self._scheduler.sharers(first, self._turns)
+        if runs is None:
+            return
+        self._at_device = len(runs)
+        turns = [self._turns.pop(run) for run in runs]
+        party = Party([offer for _, offer in turns])
+        for turn, _ in turns:
+            turn.set_result(party)
+
+
+class Party:
+    """Those that have the device at the same time, and what each offered."""
+
+    def __init__(self, offers: Sequence[object]) -> None:
+        self._offers = offers
+        self._work: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._offers)
+
+    async def once(self, work: Callable[[Sequence[object]], Awaitable[None]]) -> None:
+        """Have `work` done on all offers, by whoever asks first, and wait for it; it is finished whoever goes away."""
+        if self._work is None:
+            self._work = asyncio.ensure_future(work(self._offers))
+        await asyncio.shield(self._work)
 
 
 class Turn:
     """The device in the hands of one run, for one step or for several in a row."""
 
-    def __init__(self, scheduler: StepScheduler, run: int) -> None:
+    def __init__(self, scheduler: StepScheduler, run: int, party: Party) -> None:
         self._scheduler = scheduler
         self._run = run
+        self.party = party
         self._since = time.monotonic()
 
     def lap(self) -> None:
@@ -143,15 +179,14 @@ class Seat:
             self._turnstile.end(self._run)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Wait for the run's next step and take the device for the block."""
-        async with self._turnstile.turn(self._run) as turn:
+    async def turn(self, kind: Hashable = None, offer: object = None) -> AsyncIterator[Turn]:
+        """Wait for the run's next step and take the device for the block, with others of `kind` where that pays."""
+        async with self._turnstile.turn(self._run, kind, offer) as turn:
             yield turn
 
-    @property
-    def contended(self) -> bool:
+    def contended(self, *, shareable: bool = False) -> bool:
         """Whether the run has to end its turn after the step in work. Any thread may ask."""
-        return self._turnstile.contended(self._run)
+        return self._turnstile.contended(self._run, shareable=shareable)
 
     @property
     def preempted(self) -> bool:

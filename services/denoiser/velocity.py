@@ -1,6 +1,7 @@
 """The velocity field of a run: two experts, the text and the guidance behind one callable of (x, timestep)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -12,6 +13,16 @@ from services.denoiser.guidance import Guidance, guide
 from services.denoiser.shapes import LatentShape
 from services.denoiser.step_cache import StepCache
 from services.denoiser.transformer import Context, Transformer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foreseen:
+    """Velocities of one timestep, one a text, that `sharers` runs had evaluated together in `seconds`."""
+
+    timestep: float
+    v: torch.Tensor
+    seconds: float
+    sharers: int
 
 
 class GuidedVelocity:
@@ -49,11 +60,41 @@ class GuidedVelocity:
         self._adapters = adapters
         self._cache = cache
         self._ready: tuple[Expert, tuple[Context, ...]] | None = None
+        self._foreseen: Foreseen | None = None
+        self.used: Foreseen | None = None
+
+    def texts(self, timestep: float) -> int | None:
+        """How many texts a step at `timestep` evaluates in one batch; None if it cannot be shared with other runs."""
+        expert = expert_at(timestep, self._boundary_ratio)
+        if self._cache is not None or self._adapters.get(expert):
+            return None
+        if self._guidance.scale_at(expert, timestep) == 1:
+            return 1
+        return 2 if self._batched else None
+
+    def expert(self, timestep: float) -> Transformer:
+        """The expert that serves `timestep`."""
+        return self._experts[expert_at(timestep, self._boundary_ratio)]
+
+    def context(self, timestep: float) -> Context:
+        """What the expert of `timestep` reuses at every step."""
+        expert = expert_at(timestep, self._boundary_ratio)
+        context = self._contexts(expert)[0]
+        return context.first() if self._guidance.scale_at(expert, timestep) == 1 else context
+
+    def foresee(self, timestep: float, v: torch.Tensor, *, seconds: float, sharers: int) -> None:
+        """Take `v`, one a text, for the evaluation at `timestep` if that comes next."""
+        self._foreseen = Foreseen(timestep=timestep, v=v, seconds=seconds, sharers=sharers)
 
     def __call__(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
         """The guided velocity at x, [1, C, T, H, W] float32."""
         expert = expert_at(timestep, self._boundary_ratio)
         w = self._guidance.scale_at(expert, timestep)
+        self.used, self._foreseen = self._foreseen, None
+        if self.used is not None and self.used.timestep == timestep:
+            v = self.used.v
+            return v if w == 1 else guide(v[:1], v[1:], w)
+        self.used = None
         transformer, contexts = self._experts[expert], self._contexts(expert)
         if w == 1:
             contexts = (contexts[0].first(),)

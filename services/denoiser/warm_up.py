@@ -1,11 +1,16 @@
 """The first evaluation of each expert, before anyone waits for it."""
 
+from collections.abc import Sequence
+
 import torch
 
+from services.denoiser import sharing
 from services.denoiser.guidance_batch import GuidanceBatch, Mode, measure
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import LatentShape, VideoShape
+from services.denoiser.sharing import StepSharing
+from services.model.manifest import Manifest
 
 _SMALL = VideoShape(width=64, height=64, frames=5)
 
@@ -29,8 +34,30 @@ def choose_guidance_batch(pool: ExpertPool, mode: Mode) -> GuidanceBatch:
     return GuidanceBatch(mode=mode, measured=measure(pool.first, _usual(pool), pool.manifest.text.max_length))
 
 
+def choose_sharing(pool: ExpertPool, shapes: Sequence[VideoShape], mode: sharing.Mode, limit: int) -> StepSharing:
+    """The rule of `mode`; for `auto` each of `shapes` is measured with 2, 4, ... runs up to `limit`."""
+    if pool.ways:
+        # What computes another way than the plain weights do would not be what shared steps compute.
+        return StepSharing()
+    if mode != "auto":
+        return StepSharing(mode=mode, limit=limit)
+    counts = [runs for runs in (2, 4, 8, 16, 32, 64) if runs <= limit]
+    length = pool.manifest.text.max_length
+    return StepSharing(
+        mode=mode,
+        limit=limit,
+        measured={
+            shape.latents(pool.first.channels): sharing.measure(pool.first, shape, length, counts) for shape in shapes
+        },
+    )
+
+
+def default_shape(manifest: Manifest) -> VideoShape:
+    """The model's default size."""
+    defaults = manifest.defaults
+    return VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
+
+
 def _usual(pool: ExpertPool) -> LatentShape:
-    defaults, shape = pool.manifest.defaults, _SMALL
-    if pool.device.type != "cpu":
-        shape = VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
+    shape = _SMALL if pool.device.type == "cpu" else default_shape(pool.manifest)
     return shape.latents(pool.first.channels)

@@ -128,6 +128,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     timestep=item.timestep,
                     seconds=item.seconds,
                     eta_seconds=item.eta_seconds,
+                    sharers=item.sharers,
                     cached=item.cached,
                 )
             )
@@ -157,6 +158,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     reason=REASONS[item.reason],
                     next_step=item.next_step,
                     steps_run=item.steps_run,
+                    steps_shared=item.steps_shared,
                     device_seconds=item.device_seconds,
                     previews_dropped=item.previews_dropped,
                     fingerprint=plan.fingerprint,
