@@ -1444,3 +1444,55 @@ class DownloadVideoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadVideoResponse: _TypeAlias = DownloadVideoResponse  # noqa: Y015
+
+@_typing.final
+class DownloadFramesRequest(_message.Message):
+    """DownloadFramesRequest reads frames of a clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the generation."""
+    @_builtins.property
+    def range(self) -> _postprocess_pb2.FrameRange:
+        """Which frames, and as what. Not set: all, as PNG."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        range: _postprocess_pb2.FrameRange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadFramesRequest: _TypeAlias = DownloadFramesRequest  # noqa: Y015
+
+@_typing.final
+class DownloadFramesResponse(_message.Message):
+    """DownloadFramesResponse carries a frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frame(self) -> _postprocess_pb2.FramePart:
+        """The next picture, or a piece of it."""
+
+    def __init__(
+        self,
+        *,
+        frame: _postprocess_pb2.FramePart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadFramesResponse: _TypeAlias = DownloadFramesResponse  # noqa: Y015

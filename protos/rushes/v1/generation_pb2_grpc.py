@@ -92,6 +92,11 @@ class GenerationServiceStub:
                 request_serializer=rushes_dot_v1_dot_generation__pb2.DownloadVideoRequest.SerializeToString,
                 response_deserializer=rushes_dot_v1_dot_generation__pb2.DownloadVideoResponse.FromString,
                 _registered_method=True)
+        self.DownloadFrames = channel.unary_stream(
+                '/rushes.v1.GenerationService/DownloadFrames',
+                request_serializer=rushes_dot_v1_dot_generation__pb2.DownloadFramesRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_generation__pb2.DownloadFramesResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -189,6 +194,14 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadFrames(self, request, context):
+        """DownloadFrames streams frames of a finished clip as single pictures. FAILED_PRECONDITION: the generation has no clip.
+        OUT_OF_RANGE: the range begins after the last frame.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -241,6 +254,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.DownloadVideo,
                     request_deserializer=rushes_dot_v1_dot_generation__pb2.DownloadVideoRequest.FromString,
                     response_serializer=rushes_dot_v1_dot_generation__pb2.DownloadVideoResponse.SerializeToString,
+            ),
+            'DownloadFrames': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadFrames,
+                    request_deserializer=rushes_dot_v1_dot_generation__pb2.DownloadFramesRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_generation__pb2.DownloadFramesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -521,6 +539,33 @@ class GenerationService:
             '/rushes.v1.GenerationService/DownloadVideo',
             rushes_dot_v1_dot_generation__pb2.DownloadVideoRequest.SerializeToString,
             rushes_dot_v1_dot_generation__pb2.DownloadVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadFrames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rushes.v1.GenerationService/DownloadFrames',
+            rushes_dot_v1_dot_generation__pb2.DownloadFramesRequest.SerializeToString,
+            rushes_dot_v1_dot_generation__pb2.DownloadFramesResponse.FromString,
             options,
             channel_credentials,
             insecure,

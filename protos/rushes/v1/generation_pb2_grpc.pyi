@@ -82,6 +82,10 @@ class GenerationServiceStub:
     FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
     lies beyond the end.
     """
+    DownloadFrames: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadFramesRequest, _generation_pb2.DownloadFramesResponse]
+    """DownloadFrames streams frames of a finished clip as single pictures. FAILED_PRECONDITION: the generation has no clip.
+    OUT_OF_RANGE: the range begins after the last frame.
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -136,6 +140,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
     FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
     lies beyond the end.
+    """
+    DownloadFrames: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadFramesRequest, _generation_pb2.DownloadFramesResponse]  # type: ignore[assignment]
+    """DownloadFrames streams frames of a finished clip as single pictures. FAILED_PRECONDITION: the generation has no clip.
+    OUT_OF_RANGE: the range begins after the last frame.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -248,6 +256,16 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """DownloadVideo streams the bytes of a finished clip, or of another file made from it, from an offset.
         FAILED_PRECONDITION: the generation has no clip. NOT_FOUND: it has no file of that name. OUT_OF_RANGE: the offset
         lies beyond the end.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadFrames(
+        self,
+        request: _generation_pb2.DownloadFramesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.DownloadFramesResponse], _abc.AsyncIterator[_generation_pb2.DownloadFramesResponse]]:
+        """DownloadFrames streams frames of a finished clip as single pictures. FAILED_PRECONDITION: the generation has no clip.
+        OUT_OF_RANGE: the range begins after the last frame.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

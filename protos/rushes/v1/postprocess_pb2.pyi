@@ -750,6 +750,144 @@ class RenderResult(_message.Message):
 Global___RenderResult: _TypeAlias = RenderResult  # noqa: Y015
 
 @_typing.final
+class FrameRange(_message.Message):
+    """FrameRange says which frames of a clip are wanted, and as what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FRAME_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    MAX_EDGE_FIELD_NUMBER: _builtins.int
+    first_frame: _builtins.int
+    """Index of the first frame, from 0."""
+    frame_count: _builtins.int
+    """How many frames; 0 means all that follow. What lies beyond the end is left out."""
+    format: _sampling_pb2.ImageFormat.ValueType
+    """Encoding of the pictures; not set: PNG."""
+    quality: _builtins.int
+    """Quality of JPEG and WebP, 1 to 100; 0 means 92."""
+    max_edge: _builtins.int
+    """Longer edge in pixels at most; 0 keeps the clip's size."""
+    def __init__(
+        self,
+        *,
+        first_frame: _builtins.int = ...,
+        frame_count: _builtins.int = ...,
+        format: _sampling_pb2.ImageFormat.ValueType = ...,
+        quality: _builtins.int = ...,
+        max_edge: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_frame", b"first_frame", "format", b"format", "frame_count", b"frame_count", "max_edge", b"max_edge", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameRange: _TypeAlias = FrameRange  # noqa: Y015
+
+@_typing.final
+class FramePart(_message.Message):
+    """FramePart is one frame as a picture, or a piece of it: pictures of more than 1 MiB come in several parts, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TIME_SECONDS_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    LAST_PART_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the frame in the clip, from 0."""
+    time_seconds: _builtins.float
+    """When it is shown, in seconds from the start."""
+    format: _sampling_pb2.ImageFormat.ValueType
+    """Encoding of the picture."""
+    width: _builtins.int
+    """Width in pixels."""
+    height: _builtins.int
+    """Height in pixels."""
+    data: _builtins.bytes
+    """At most 1 MiB."""
+    last_part: _builtins.bool
+    """True on the part that completes the picture."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        time_seconds: _builtins.float = ...,
+        format: _sampling_pb2.ImageFormat.ValueType = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        last_part: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "format", b"format", "height", b"height", "index", b"index", "last_part", b"last_part", "time_seconds", b"time_seconds", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FramePart: _TypeAlias = FramePart  # noqa: Y015
+
+@_typing.final
+class RenderFramesRequest(_message.Message):
+    """RenderFramesRequest is one message of the caller's stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Every later message: the next bytes of the clip, at most 1 MiB."""
+    @_builtins.property
+    def start(self) -> Global___FrameRange:
+        """First message."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___FrameRange | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "message", b"message", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "message", b"message", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "data"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___RenderFramesRequest: _TypeAlias = RenderFramesRequest  # noqa: Y015
+
+@_typing.final
+class RenderFramesResponse(_message.Message):
+    """RenderFramesResponse is one message of the service's stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frame(self) -> Global___FramePart:
+        """The next picture, or a piece of it."""
+
+    def __init__(
+        self,
+        *,
+        frame: Global___FramePart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderFramesResponse: _TypeAlias = RenderFramesResponse  # noqa: Y015
+
+@_typing.final
 class DescribePostprocessRequest(_message.Message):
     """DescribePostprocessRequest has no fields."""
 

@@ -46,6 +46,11 @@ class PostprocessServiceStub:
                 request_serializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.SerializeToString,
                 response_deserializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.FromString,
                 _registered_method=True)
+        self.RenderFrames = channel.stream_stream(
+                '/rushes.v1.PostprocessService/RenderFrames',
+                request_serializer=rushes_dot_v1_dot_postprocess__pb2.RenderFramesRequest.SerializeToString,
+                response_deserializer=rushes_dot_v1_dot_postprocess__pb2.RenderFramesResponse.FromString,
+                _registered_method=True)
         self.DescribePostprocess = channel.unary_unary(
                 '/rushes.v1.PostprocessService/DescribePostprocess',
                 request_serializer=rushes_dot_v1_dot_postprocess__pb2.DescribePostprocessRequest.SerializeToString,
@@ -81,6 +86,16 @@ class PostprocessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderFrames(self, request_iterator, context):
+        """RenderFrames decodes a range of frames out of a finished clip, as single pictures.
+
+        The caller sends `start`, then the bytes of the clip in order, and half-closes. INVALID_ARGUMENT: the bytes are no
+        video. OUT_OF_RANGE: the range begins after the last frame. RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribePostprocess(self, request, context):
         """DescribePostprocess says which decoder is loaded and what this process can do.
         """
@@ -100,6 +115,11 @@ def add_PostprocessServiceServicer_to_server(servicer, server):
                     servicer.PlanRender,
                     request_deserializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.FromString,
                     response_serializer=rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.SerializeToString,
+            ),
+            'RenderFrames': grpc.stream_stream_rpc_method_handler(
+                    servicer.RenderFrames,
+                    request_deserializer=rushes_dot_v1_dot_postprocess__pb2.RenderFramesRequest.FromString,
+                    response_serializer=rushes_dot_v1_dot_postprocess__pb2.RenderFramesResponse.SerializeToString,
             ),
             'DescribePostprocess': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribePostprocess,
@@ -163,6 +183,33 @@ class PostprocessService:
             '/rushes.v1.PostprocessService/PlanRender',
             rushes_dot_v1_dot_postprocess__pb2.PlanRenderRequest.SerializeToString,
             rushes_dot_v1_dot_postprocess__pb2.PlanRenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderFrames(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/rushes.v1.PostprocessService/RenderFrames',
+            rushes_dot_v1_dot_postprocess__pb2.RenderFramesRequest.SerializeToString,
+            rushes_dot_v1_dot_postprocess__pb2.RenderFramesResponse.FromString,
             options,
             channel_credentials,
             insecure,

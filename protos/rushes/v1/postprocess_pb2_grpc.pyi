@@ -50,6 +50,12 @@ class PostprocessServiceStub:
     a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
     at.
     """
+    RenderFrames: _grpc.StreamStreamMultiCallable[_postprocess_pb2.RenderFramesRequest, _postprocess_pb2.RenderFramesResponse]
+    """RenderFrames decodes a range of frames out of a finished clip, as single pictures.
+
+    The caller sends `start`, then the bytes of the clip in order, and half-closes. INVALID_ARGUMENT: the bytes are no
+    video. OUT_OF_RANGE: the range begins after the last frame. RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken.
+    """
     DescribePostprocess: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.DescribePostprocessRequest, _postprocess_pb2.DescribePostprocessResponse]
     """DescribePostprocess says which decoder is loaded and what this process can do."""
 
@@ -74,6 +80,12 @@ class PostprocessServiceAsyncStub(PostprocessServiceStub):
     """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
     a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
     at.
+    """
+    RenderFrames: _aio.StreamStreamMultiCallable[_postprocess_pb2.RenderFramesRequest, _postprocess_pb2.RenderFramesResponse]  # type: ignore[assignment]
+    """RenderFrames decodes a range of frames out of a finished clip, as single pictures.
+
+    The caller sends `start`, then the bytes of the clip in order, and half-closes. INVALID_ARGUMENT: the bytes are no
+    video. OUT_OF_RANGE: the range begins after the last frame. RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken.
     """
     DescribePostprocess: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.DescribePostprocessRequest, _postprocess_pb2.DescribePostprocessResponse]  # type: ignore[assignment]
     """DescribePostprocess says which decoder is loaded and what this process can do."""
@@ -108,6 +120,18 @@ class PostprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
         a picture that is none, subtitles out of range, an encoder that is not there. The size of the latents is not looked
         at.
+        """
+
+    @_abc_1.abstractmethod
+    def RenderFrames(
+        self,
+        request_iterator: _MaybeAsyncIterator[_postprocess_pb2.RenderFramesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_postprocess_pb2.RenderFramesResponse], _abc.AsyncIterator[_postprocess_pb2.RenderFramesResponse]]:
+        """RenderFrames decodes a range of frames out of a finished clip, as single pictures.
+
+        The caller sends `start`, then the bytes of the clip in order, and half-closes. INVALID_ARGUMENT: the bytes are no
+        video. OUT_OF_RANGE: the range begins after the last frame. RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken.
         """
 
     @_abc_1.abstractmethod
