@@ -21,7 +21,16 @@ Shapes = Annotated[str, AfterValidator(_check_shapes)]
 class DenoiserConfig(ModelServiceConfig):
     """The configuration of one denoiser process."""
 
-    experts: Literal["high", "low", "both"] = Field("both", description="which experts this process loads and serves")
+    experts: Literal["high", "low", "both", "swap"] = Field(
+        "both",
+        description="which experts this process serves; swap serves both with one at a time on the device",
+    )
+    swap_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        description="with --experts swap: device seconds that a step may wait for those of the expert on the device",
+    )
     slots: int = Field(1, ge=1, le=64, description="generations that may be denoised at once, step by step in turn")
     retry_after_seconds: float = Field(
         5.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"

@@ -8,6 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from services.denoiser.experts import Expert
 from services.denoiser.reference import Difference, differences
+from services.denoiser.residence import Residence
 from services.denoiser.settings import Settings
 from services.denoiser.transformer import Transformer
 from services.model.errors import ModelRefused
@@ -19,6 +20,7 @@ _CHOICES: Mapping[str, tuple[Expert, ...]] = {
     "high": (Expert.HIGH,),
     "low": (Expert.LOW,),
     "both": (Expert.HIGH, Expert.LOW),
+    "swap": (Expert.HIGH, Expert.LOW),
 }
 
 
@@ -37,18 +39,26 @@ class ExpertPool:
     has_boundary: bool
     differences: tuple[Difference, ...]
     ways: tuple[str, ...] = ()
+    residence: Residence | None = None
 
     @classmethod
     def load(cls, folder: ModelFolder, choice: str, dtype: torch.dtype, device: torch.device) -> "ExpertPool":
-        """Load the experts named by `choice`: `high`, `low` or `both`. Raises `ModelRefused`."""
+        """Load the experts named by `choice`. Raises `ModelRefused`.
+
+        `high`, `low` and `both` are loaded to stay. With `swap` one of both is on the device at a time, also now.
+        """
         has_boundary = folder.has(Expert.LOW)
         wanted = [expert for expert in _CHOICES[choice] if has_boundary or expert is Expert.HIGH]
         if not wanted:
             raise ModelRefused("model_index.json", f"names no {Expert.LOW}, so there is no low-noise expert to load")
-        experts = {
-            expert: Transformer(load_module(folder.component(expert), WanTransformer3DModel, dtype, device))
-            for expert in wanted
-        }
+        residence = Residence() if choice == "swap" and len(wanted) > 1 else None
+        experts = {}
+        for expert in wanted:
+            component = folder.component(expert)
+            transformer = Transformer(load_module(component, WanTransformer3DModel, dtype, device))
+            experts[expert] = transformer if residence is None else residence.settle(expert, component, transformer)
+        if residence is not None:
+            residence.bring_in(Expert.HIGH)
         return cls(
             experts=experts,
             manifest=folder.manifest,
@@ -57,12 +67,21 @@ class ExpertPool:
             device=device,
             has_boundary=has_boundary,
             differences=differences(folder),
+            residence=residence,
         )
 
     @property
     def first(self) -> Transformer:
         """One of the experts: they are of one shape."""
         return next(iter(self.experts.values()))
+
+    @property
+    def resident(self) -> tuple[Expert, ...]:
+        """The experts whose weights are on the device; any thread may ask."""
+        if self.residence is None:
+            return tuple(self.experts)
+        here = self.residence.resident
+        return () if here is None else (here,)
 
     @property
     def dtype_name(self) -> str:

@@ -13,7 +13,7 @@ from services.denoiser.acceleration import accelerate
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, read_start, read_work
-from services.denoiser.inventory import sharing_message
+from services.denoiser.inventory import residency_message, sharing_message
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
@@ -68,6 +68,7 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
             self._turnstile.capacity,
             acceleration_message(self._studio.guidance_batch, self._studio.acceleration),
         )
+        described.residency.CopyFrom(residency_message(self._studio.pool))
         described.step_sharing.CopyFrom(sharing_message(self._studio.sharing))
         return described
 
@@ -83,6 +84,8 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
     async with DeviceThread.open("denoiser-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         pool = await thread.run(ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), device)
+        if pool.residence is not None and config.engines is not None:
+            raise FailedPrecondition("--experts swap and --engines do not go together.", reason="CONFIG_CONFLICT")
         pool, acceleration = await thread.run(accelerate, pool, config)
         _report_differences(pool, strict=config.strict_reference)
         if config.warm_up:
@@ -100,7 +103,11 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             draining=draining,
             sharing=sharing,
         )
-        scheduler = StepScheduler(config.slots, lambda kind: sharing.most(kind[0]))  # type: ignore[index]  # `Session._kind`
+        scheduler = StepScheduler(
+            config.slots,
+            lambda kind: sharing.most(kind[0]),  # type: ignore[index]  # `Session._wish`
+            None if pool.residence is None else config.swap_seconds,
+        )
         servicer = DenoiserService(studio, Turnstile(scheduler, config.retry_after_seconds))
         yield [
             Mounted(

@@ -30,6 +30,7 @@ from services.denoiser.sharing import Offer, StepSharing, evaluate_together
 from services.denoiser.solvers import SolverState, solver_step
 from services.denoiser.spans import Spans
 from services.denoiser.step_cache import StepCache, may_be_cut
+from services.denoiser.step_scheduler import Wish
 from services.denoiser.timing import TimedStep, timed
 from services.denoiser.turnstile import Seat
 from services.denoiser.velocity import Foreseen, GuidedVelocity
@@ -155,8 +156,7 @@ class Session:
         try:
             async with self._seat.stepping(), aclosing(stream) as steps:
                 while state is None or state.step < self._plan.end_step:
-                    kind = self._kind(state)
-                    async with self._seat.turn(kind, None if kind is None else self._offer(state)) as turn:
+                    async with self._seat.turn(self._wish(state), self._offer(state)) as turn:
                         if state is not None and may_be_cut(self._plan, state.step):
                             interruption = self._interruption()
                             if interruption is not None:
@@ -185,8 +185,15 @@ class Session:
     def _goes_on(self, frame: Frame) -> bool:
         """Whether the device's thread may begin the next step before this one is reported; asked on that thread."""
         over = frame.timed.step.state.step >= self._plan.end_step
-        shareable = self._studio.sharing.most(self._plan.latents) > 1
-        return not (over or self._studio.draining.is_set() or self._seat.contended(shareable=shareable))
+        if over or self._studio.draining.is_set():
+            return False
+        # Where a step may be shared or an expert brought in, the scheduler has a word in each.
+        shareable = self._studio.sharing.most(self._plan.latents) > 1 or self._studio.pool.residence is not None
+        return not self._seat.contended(shareable=shareable)
+
+    def _wish(self, state: SolverState | None) -> Wish:
+        step = self._plan.first_step if state is None else state.step
+        return Wish(kind=self._kind(state), expert=self._plan.expert(step))
 
     def _kind(self, state: SolverState | None) -> Hashable:
         """What runs must have in common to share their next step; None if this one is taken alone.
@@ -241,6 +248,8 @@ class Session:
         with closing(timed(steps, pool.device)) as timed_steps:
             for step in timed_steps:
                 yield Frame(timed=step, exposure=self._exposure(step), shared=velocity.used)
+                if pool.residence is not None and step.step.state.step == plan.boundary_step - 1 < plan.end_step - 1:
+                    pool.residence.expect(Expert.LOW)
 
     def _exposure(self, timed_step: TimedStep) -> tuple[float, float, torch.Tensor] | None:
         request, step = self._work.previews, timed_step.step

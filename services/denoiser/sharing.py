@@ -71,8 +71,9 @@ def evaluate_together(offers: Sequence[Offer]) -> None:
     """
     began = time.monotonic()
     transformer = offers[0].velocity.expert(offers[0].timestep)
-    contexts = [offer.velocity.context(offer.timestep) for offer in offers]
     try:
+        transformer.bring_in()
+        contexts = [offer.velocity.context(offer.timestep) for offer in offers]
         together = joint(transformer, [o.x for o in offers], [o.timestep for o in offers], contexts)
         if transformer.device.type == "cuda":
             torch.cuda.synchronize(transformer.device)

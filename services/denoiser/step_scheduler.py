@@ -33,22 +33,45 @@ class Refused:
 Admission: TypeAlias = Admitted | AdmittedAfter | Refused
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """The next step of a run: those of one `kind` may be shared, None cannot be; `expert` serves it."""
+
+    kind: Hashable = None
+    expert: Hashable = None
+
+
+ANY = Wish()
+
+
 @dataclass(kw_only=True, slots=True)
 class _Run:
     priority: int
     served: float = 0.0
     stepping: bool = False
     leaving: bool = False
-    kind: Hashable = None
+    wish: Wish = ANY
+    passed_over: float = 0.0
 
 
 class StepScheduler:
     """Seats for `seats` runs, and the order of their steps. A run is a number that `admit` gives out."""
 
-    def __init__(self, seats: int, most_sharers: Callable[[Hashable], int] = lambda _kind: 1) -> None:
-        """`most_sharers`: how many runs whose next steps are of one kind may take it together."""
+    def __init__(
+        self,
+        seats: int,
+        most_sharers: Callable[[Hashable], int] = lambda _kind: 1,
+        swap_seconds: float | None = None,
+    ) -> None:
+        """`most_sharers`: how many runs whose next steps are of one kind may take it together.
+
+        `swap_seconds`: experts are swapped, and a step of the one that is away waits at most so many device seconds
+        for those of the one that is there; None if experts do not move.
+        """
         self.seats = seats
         self._most_sharers = most_sharers
+        self._swap_seconds = swap_seconds
+        self._resident: Hashable = None
         self._runs: dict[int, _Run] = {}
         self._next_run = 0
 
@@ -86,7 +109,7 @@ class StepScheduler:
     def end(self, run: int) -> None:
         """`run` wants no further steps; it keeps its seat."""
         self._runs[run].stepping = False
-        self._runs[run].kind = None
+        self._runs[run].wish = ANY
 
     def leave(self, run: int) -> None:
         """`run` gives its seat back. Does nothing for a run that has left."""
@@ -96,6 +119,9 @@ class StepScheduler:
         """`run` has used the device for `seconds`."""
         if run in self._runs:
             self._runs[run].served += seconds
+            for other in self._runs.values():
+                if other.stepping and other.wish.expert not in (None, self._runs[run].wish.expert):
+                    other.passed_over += seconds
 
     def must_leave(self, run: int) -> bool:
         """Whether `run` has to stop before its next step."""
@@ -110,11 +136,37 @@ class StepScheduler:
         stepping = [run.priority for run in self._runs.values() if run.stepping and not run.leaving]
         highest = max(stepping, default=0)
         able = [number for number in waiting if self._runs[number].leaving or self._runs[number].priority >= highest]
-        return min(able, key=lambda number: (self._runs[number].served, number), default=None)
+        first = min(able, key=lambda number: (self._runs[number].served, number), default=None)
+        return first if first is None or self._swap_seconds is None else self._without_swap(first, able)
 
-    def wants(self, run: int, kind: Hashable = None) -> None:
-        """The next step of `run` is of `kind`: runs of one kind may share it; None cannot be shared."""
-        self._runs[run].kind = kind
+    def _without_swap(self, first: int, able: Collection[int]) -> int | None:
+        """`first`, or who goes before it so that one expert's steps are drained before the other is brought in.
+
+        The device is kept for a run of the resident expert that is between two of its steps.
+        """
+        if self._resident is None or self._runs[first].leaving:
+            return first
+        overdue = [n for n in able if self._runs[n].passed_over > (self._swap_seconds or 0.0)]
+        if overdue:
+            return max(overdue, key=lambda n: self._runs[n].passed_over)
+        staying = [n for n in able if self._runs[n].wish.expert == self._resident]
+        if staying:
+            return min(staying, key=lambda n: (self._runs[n].served, n))
+        coming = any(
+            run.stepping and not run.leaving and run.wish.expert == self._resident and self._same_class(run, first)
+            for number, run in self._runs.items()
+            if number not in able
+        )
+        return None if coming else first
+
+    def granted(self, run: int) -> None:
+        """The step is that of `run`, whose expert is resident from here on."""
+        self._runs[run].passed_over = 0.0
+        self._resident = self._runs[run].wish.expert or self._resident
+
+    def wants(self, run: int, wish: Wish = ANY) -> None:
+        """What the next step of `run` is like."""
+        self._runs[run].wish = wish
 
     def sharers(self, first: int, waiting: Collection[int]) -> tuple[int, ...] | None:
         """`first`, which `choose` gave, and those of `waiting` that take the step with it; None to wait for more.
@@ -122,12 +174,12 @@ class StepScheduler:
         It is waited for runs of the same class and kind that are between two of their steps: they come back at once,
         and without that, runs of one kind would take turns for ever.
         """
-        kind = self._runs[first].kind
+        kind = self._runs[first].wish.kind
         most = 1 if kind is None or self._runs[first].leaving else self._most_sharers(kind)
         peers = [
             number
             for number, run in self._runs.items()
-            if number != first and run.stepping and not run.leaving and run.kind == kind
+            if number != first and run.stepping and not run.leaving and run.wish.kind == kind
             if self._same_class(run, first)
         ]
         ready = sorted((n for n in peers if n in waiting), key=lambda n: (self._runs[n].served, n))

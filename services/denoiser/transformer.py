@@ -74,6 +74,9 @@ class Transformer:
         """Width of a text embedding."""
         return int(self.module.config.text_dim)
 
+    def bring_in(self) -> None:
+        """Have the weights on the device; they always are, unless a subclass says otherwise."""
+
     @torch.inference_mode()
     def read(self, text: torch.Tensor, shape: LatentShape, adapters: Sequence[tuple[Adapter, float]] = ()) -> Context:
         """Prepare a run with `text`, [B, padded length, text_dim], on latents of `shape`, with weighted adapters.

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from services.chassis.errors import Exhausted
-from services.denoiser.step_scheduler import AdmittedAfter, Refused, StepScheduler
+from services.denoiser.step_scheduler import ANY, AdmittedAfter, Refused, StepScheduler, Wish
 
 
 class Turnstile:
@@ -88,14 +88,14 @@ class Turnstile:
         return bool(self._turns) or (shareable and self._stepping > 1) or self._scheduler.must_leave(run)
 
     @asynccontextmanager
-    async def turn(self, run: int, kind: Hashable, offer: object) -> AsyncIterator["Turn"]:
+    async def turn(self, run: int, wish: Wish, offer: object) -> AsyncIterator["Turn"]:
         """Wait until the next step is that of `run`, and take the device for the block.
 
-        Runs that want steps of one `kind` may get it together, each with the `offer` of all.
+        Runs whose wishes are of one kind may get it together, each with the `offer` of all.
         """
         turn = asyncio.get_running_loop().create_future()
         self._turns[run] = (turn, offer)
-        self._scheduler.wants(run, kind)
+        self._scheduler.wants(run, wish)
         self._dispatch()
         try:
             party = await turn
@@ -123,6 +123,8 @@ class Turnstile:
         if runs is None:
             return
         self._at_device = len(runs)
+        for run in runs:
+            self._scheduler.granted(run)
         turns = [self._turns.pop(run) for run in runs]
         party = Party([offer for _, offer in turns])
         for turn, _ in turns:
@@ -179,9 +181,9 @@ class Seat:
             self._turnstile.end(self._run)
 
     @asynccontextmanager
-    async def turn(self, kind: Hashable = None, offer: object = None) -> AsyncIterator[Turn]:
-        """Wait for the run's next step and take the device for the block, with others of `kind` where that pays."""
-        async with self._turnstile.turn(self._run, kind, offer) as turn:
+    async def turn(self, wish: Wish = ANY, offer: object = None) -> AsyncIterator[Turn]:
+        """Wait for the run's next step and take the device for the block, with others of its kind where that pays."""
+        async with self._turnstile.turn(self._run, wish, offer) as turn:
             yield turn
 
     def contended(self, *, shareable: bool = False) -> bool:

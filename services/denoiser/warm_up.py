@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from services.denoiser import sharing
+from services.denoiser.experts import Expert
 from services.denoiser.guidance_batch import GuidanceBatch, Mode, measure
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
@@ -25,6 +26,9 @@ def warm_up(pool: ExpertPool) -> None:
     for transformer in pool.experts.values():
         text = torch.zeros(2, pool.manifest.text.max_length, transformer.text_dim)
         transformer(prior(latents, 0), 500.0, transformer.read(text, latents))
+    if pool.residence is not None:
+        pool.residence.bring_in(Expert.HIGH)
+        pool.residence.swaps = 0
 
 
 def choose_guidance_batch(pool: ExpertPool, mode: Mode) -> GuidanceBatch:

@@ -40,6 +40,12 @@ def load_module(component: Component, cls: type[ModuleT], dtype: torch.dtype, de
     """
     check_complete(component, cls)
     module = empty_module(component, cls)
+    fill_module(module, component, dtype, device)
+    return module.eval()
+
+
+def fill_module(module: nn.Module, component: Component, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Place the component's weights in `module`, which was built for it, as `load_module` does."""
     keep = _kept_in_float32(module, dtype)
     names = _names_by_parameter(module)
     for shard in component.shards:
@@ -57,7 +63,6 @@ def load_module(component: Component, cls: type[ModuleT], dtype: torch.dtype, de
         if buffer.device != torch.device(device) and not buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
-    return module.eval()
 
 
 def check_complete(component: Component, cls: type[nn.Module]) -> int:

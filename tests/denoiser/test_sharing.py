@@ -13,7 +13,7 @@ from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import VideoShape
 from services.denoiser.sharing import Offer, StepSharing, Timing, evaluate_together
-from services.denoiser.step_scheduler import Admitted, StepScheduler
+from services.denoiser.step_scheduler import Admitted, StepScheduler, Wish
 from services.denoiser.velocity import GuidedVelocity
 from tests.denoiser.caller import Caller, Outcome, conditioning
 from tests.denoiser.conftest import Serve
@@ -66,7 +66,7 @@ def seated(scheduler: StepScheduler, *kinds: object) -> list[int]:
         admission = scheduler.admit(0)
         assert isinstance(admission, Admitted)
         scheduler.begin(admission.run)
-        scheduler.wants(admission.run, kind)
+        scheduler.wants(admission.run, Wish(kind=kind))
         runs.append(admission.run)
     return runs
 
