@@ -63,6 +63,13 @@ class DenoiserConfig(ModelServiceConfig):
         description="folder of experts that services.denoiser.export wrote, run by TensorRT or, on the CPU, ONNX"
         " Runtime",
     )
+    memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="memory for runs beside the weights, which admission goes by; if unset, what is free on a GPU"
+        " after loading, and not counted on the CPU",
+    )
+    cache: Path | None = Field(None, description="folder for what is measured once, such as the memory of a size")
     warm_up: bool = Field(True, description="run each expert once before serving")
     strict_reference: bool = Field(
         False, description="refuse to start where the model differs from Wan's reference in anything that is checked"

@@ -21,6 +21,7 @@ from services.denoiser.settings import Settings
 from services.denoiser.shapes import VideoShape
 from services.denoiser.solvers import SolverState
 from services.denoiser.step_cache import DEFAULT_THRESHOLD, REFRESH_STEPS, may_be_cut
+from services.denoiser.step_scheduler import Footprint
 from services.denoiser.wire import ENCODINGS, SIGMA_RULES, SOLVERS
 from services.model.bundles import to_tensors
 
@@ -39,6 +40,14 @@ async def read_start(requests: Requests) -> denoiser_pb2.DenoiseStart:
     raise InvalidRequest.of("start", "must be the first message")
 
 
+def footprint(start: denoiser_pb2.DenoiseStart, studio: Studio) -> Footprint:
+    """The memory that the work of `start` needs. Raises `InvalidRequest` for a size beyond the model's limits."""
+    _check_limits(start, studio.pool)
+    return studio.memory.footprint(
+        VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames)
+    )
+
+
 async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio: Studio) -> Work:
     """The work that `start` and the bundles that follow it in `requests` order.
 
@@ -46,7 +55,6 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
     of another run, for steps whose expert is not here, or for an adapter that does not fit the experts.
     """
     pool = studio.pool
-    _check_limits(start, pool)
     uses = _adapter_uses(start, studio.shelf)
     plan = make_plan(start, pool, studio.shelf.names(uses))
     plan = replace(plan, batched=studio.guidance_batch.batched(plan.latents.tokens))

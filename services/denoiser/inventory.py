@@ -1,6 +1,7 @@
 """What a process says of its residency, its shared steps and its memory."""
 
 from rushes.v1 import denoiser_pb2, sampling_pb2
+from services.denoiser.memory import MemoryBook
 from services.denoiser.pool import ExpertPool
 from services.denoiser.shapes import VideoShape
 from services.denoiser.sharing import StepSharing
@@ -43,5 +44,17 @@ def sharing_message(sharing: StepSharing) -> denoiser_pb2.StepSharing:
             )
             for timings in sharing.measured.values()
             for timing in timings
+        ],
+    )
+
+
+def memory_message(book: MemoryBook, available: int, reserved: int) -> denoiser_pb2.DeviceMemory:
+    """What admission goes by, in bytes."""
+    return denoiser_pb2.DeviceMemory(
+        available_bytes=available,
+        reserved_bytes=reserved,
+        measured=[
+            denoiser_pb2.MeasuredMemory(shape=shape_message(shape), peak_bytes=peak)
+            for shape, peak in book.peaks.items()
         ],
     )

@@ -54,6 +54,7 @@ class Ending:
     next_step: int
     steps_run: int
     steps_shared: int
+    guidance_split: bool
     device_seconds: float
     previews_dropped: int
     spans: Spans

@@ -12,8 +12,8 @@ from services.chassis.logs import logger
 from services.denoiser.acceleration import accelerate
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
-from services.denoiser.intake import Requests, read_start, read_work
-from services.denoiser.inventory import residency_message, sharing_message
+from services.denoiser.intake import Requests, footprint, read_start, read_work
+from services.denoiser.inventory import memory_message, residency_message, sharing_message
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
@@ -22,7 +22,7 @@ from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
 from services.denoiser.step_scheduler import StepScheduler
 from services.denoiser.turnstile import Turnstile
-from services.denoiser.warm_up import choose_guidance_batch, choose_sharing, default_shape, warm_up
+from services.denoiser.warm_up import choose_guidance_batch, choose_sharing, default_shape, measure_memory, warm_up
 from services.denoiser.wire import acceleration_message, accepted_message, description, messages
 from services.model.device import DeviceThread, choose_device, choose_dtype
 from services.model.folder import ModelFolder
@@ -43,7 +43,7 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
             raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
         spans = Spans()
         start = await read_start(request_iterator)
-        async with self._turnstile.seat(start.priority) as seat:
+        async with self._turnstile.seat(start.priority, footprint(start, self._studio)) as seat:
             with spans.measure("denoise.receive"):
                 work = await read_work(start, request_iterator, self._studio)
             yield accepted_message(work.plan)
@@ -68,6 +68,7 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
             self._turnstile.capacity,
             acceleration_message(self._studio.guidance_batch, self._studio.acceleration),
         )
+        described.memory.CopyFrom(memory_message(self._studio.memory, *self._turnstile.memory))
         described.residency.CopyFrom(residency_message(self._studio.pool))
         described.step_sharing.CopyFrom(sharing_message(self._studio.sharing))
         return described
@@ -92,21 +93,27 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             await thread.run(warm_up, pool)
         shapes = config.measured_shapes(default_shape(pool.manifest))
         sharing = await thread.run(choose_sharing, pool, shapes, config.step_sharing, config.step_sharers)
+        guidance_batch = await thread.run(choose_guidance_batch, pool, config.guidance_batch)
+        memory, available = await thread.run(
+            measure_memory, pool, shapes, guidance_batch, limit=config.memory_bytes, folder=config.cache
+        )
         studio = Studio(
             pool=pool,
             thread=thread,
             shelf=AdapterShelf(folder, config.adapter_cache_bytes),
             projection=LatentProjection(pool.manifest.latent_rgb, device),
-            guidance_batch=await thread.run(choose_guidance_batch, pool, config.guidance_batch),
+            guidance_batch=guidance_batch,
             acceleration=acceleration,
             prefixes=PrefixCache(config.prefix_cache_bytes),
             draining=draining,
+            memory=memory,
             sharing=sharing,
         )
         scheduler = StepScheduler(
             config.slots,
             lambda kind: sharing.most(kind[0]),  # type: ignore[index]  # `Session._wish`
             None if pool.residence is None else config.swap_seconds,
+            available,
         )
         servicer = DenoiserService(studio, Turnstile(scheduler, config.retry_after_seconds))
         yield [

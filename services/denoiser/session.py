@@ -19,6 +19,7 @@ from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
 from services.denoiser.experts import Expert
 from services.denoiser.guidance_batch import GuidanceBatch
+from services.denoiser.memory import MemoryBook
 from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
 from services.denoiser.pace import Pace
 from services.denoiser.plan import Plan
@@ -79,6 +80,7 @@ class Studio:
     prefixes: PrefixCache
     acceleration: Acceleration
     draining: asyncio.Event
+    memory: MemoryBook
     sharing: StepSharing = field(default_factory=StepSharing)
 
 
@@ -138,6 +140,7 @@ class Session:
                     steps_run=self._steps_run,
                     steps_cached=self._steps_cached,
                     steps_shared=self._steps_shared,
+                    guidance_split=self._velocity is not None and self._velocity.split,
                     device_seconds=self._device_seconds,
                     previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
                     spans=self._spans,
@@ -171,7 +174,9 @@ class Session:
                     state = await self._deliver(news.item, darkroom)
         except torch.OutOfMemoryError as exhausted:
             await self._studio.thread.run(torch.cuda.empty_cache)
-            raise Exhausted("The device has no memory for a clip of this size.", reason="DEVICE_MEMORY") from exhausted
+            raise Exhausted(
+                "The device ran out of memory in a step of this size.", reason="DEVICE_MEMORY"
+            ) from exhausted
         return state, None
 
     async def _remember(self, state: SolverState) -> None:

@@ -5,7 +5,7 @@ starts level with the least served of its class, so that it neither waits for th
 its own.
 """
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,18 +19,39 @@ class Admitted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmittedAfter:
-    """The run has the seat of `victim`, which must stop before its next step and leave."""
+    """The run has the place of `victims`, which must stop before their next step and leave."""
 
     run: int
-    victim: int
+    victims: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """Every seat is taken by runs of the same or a higher class."""
+    """Every seat, or the memory, is taken by runs of the same or a higher class."""
+
+    memory: bool = False
 
 
-Admission: TypeAlias = Admitted | AdmittedAfter | Refused
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TooLarge:
+    """The run needs more memory than there is. Both in bytes."""
+
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Bytes that a run needs: `peak` while it has a step, `held` from its first step to its last."""
+
+    peak: int = 0
+    held: int = 0
+
+
+NOTHING = Footprint()
+
+
+Admission: TypeAlias = Admitted | AdmittedAfter | Refused | TooLarge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +68,7 @@ ANY = Wish()
 @dataclass(kw_only=True, slots=True)
 class _Run:
     priority: int
+    footprint: Footprint = NOTHING
     served: float = 0.0
     stepping: bool = False
     leaving: bool = False
@@ -62,15 +84,18 @@ class StepScheduler:
         seats: int,
         most_sharers: Callable[[Hashable], int] = lambda _kind: 1,
         swap_seconds: float | None = None,
+        memory: int | None = None,
     ) -> None:
         """`most_sharers`: how many runs whose next steps are of one kind may take it together.
 
         `swap_seconds`: experts are swapped, and a step of the one that is away waits at most so many device seconds
-        for those of the one that is there; None if experts do not move.
+        for those of the one that is there; None if experts do not move. `memory`: bytes for all runs, if
+        they are counted.
         """
         self.seats = seats
         self._most_sharers = most_sharers
         self._swap_seconds = swap_seconds
+        self.memory = memory
         self._resident: Hashable = None
         self._runs: dict[int, _Run] = {}
         self._next_run = 0
@@ -80,25 +105,43 @@ class StepScheduler:
         """Runs that have a seat, those included that are asked to leave."""
         return len(self._runs)
 
-    def admit(self, priority: int) -> Admission:
-        """Let a run of class `priority` in, if need be in place of the lowest lower one, the newest of these first.
+    def is_seated(self, run: int) -> bool:
+        """Whether `run` has not left."""
+        return run in self._runs
 
-        Only a run that is stepping can leave with its state; one that still reads its input is left alone.
+    @property
+    def reserved(self) -> int:
+        """Bytes reserved for the runs that stay."""
+        return _total([run.footprint for run in self._runs.values() if not run.leaving])
+
+    def admit(self, priority: int, footprint: Footprint = NOTHING) -> Admission:
+        """Let a run of class `priority` in, if need be in place of the lowest lower ones, the newest of these first.
+
+        Only a run that is stepping can leave with its state; one that still reads its input is left alone. Since one
+        step runs at a time, the greatest peak counts, and what each run holds between its steps.
         """
-        victim = None
-        if sum(not run.leaving for run in self._runs.values()) >= self.seats:
-            lower = [
-                (run.priority, -number)
-                for number, run in self._runs.items()
-                if run.priority < priority and run.stepping and not run.leaving
-            ]
+        if self.memory is not None and _total([footprint]) > self.memory:
+            return TooLarge(needed=_total([footprint]), available=self.memory)
+        staying = {number: run for number, run in self._runs.items() if not run.leaving}
+        lower = sorted(
+            ((run.priority, -number) for number, run in staying.items() if run.priority < priority and run.stepping),
+            reverse=True,
+        )
+        victims: list[int] = []
+        while not self._fits(footprint, staying):
             if not lower:
-                return Refused()
-            victim = -min(lower)[1]
+                return Refused(memory=len(staying) < self.seats)
+            victims.append(-lower.pop()[1])
+            del staying[victims[-1]]
+        for victim in victims:
             self._runs[victim].leaving = True
         number, self._next_run = self._next_run, self._next_run + 1
-        self._runs[number] = _Run(priority=priority)
-        return Admitted(run=number) if victim is None else AdmittedAfter(run=number, victim=victim)
+        self._runs[number] = _Run(priority=priority, footprint=footprint)
+        return AdmittedAfter(run=number, victims=tuple(victims)) if victims else Admitted(run=number)
+
+    def _fits(self, footprint: Footprint, beside: Mapping[int, _Run]) -> bool:
+        footprints = [footprint, *(run.footprint for run in beside.values())]
+        return len(beside) < self.seats and (self.memory is None or _total(footprints) <= self.memory)
 
     def begin(self, run: int) -> None:
         """`run` has its input and wants steps from now on."""
@@ -189,3 +232,7 @@ class StepScheduler:
 
     def _same_class(self, other: _Run, run: int) -> bool:
         return other.priority == self._runs[run].priority
+
+
+def _total(footprints: Sequence[Footprint]) -> int:
+    return max((each.peak for each in footprints), default=0) + sum(each.held for each in footprints)

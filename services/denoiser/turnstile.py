@@ -5,8 +5,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from services.chassis.errors import Exhausted
-from services.denoiser.step_scheduler import ANY, AdmittedAfter, Refused, StepScheduler, Wish
+from services.chassis.errors import Exhausted, FailedPrecondition
+from services.denoiser.step_scheduler import (
+    ANY,
+    NOTHING,
+    AdmittedAfter,
+    Footprint,
+    Refused,
+    StepScheduler,
+    TooLarge,
+    Wish,
+)
 
 
 class Turnstile:
@@ -31,29 +40,46 @@ class Turnstile:
         """Runs that have a seat."""
         return self._scheduler.runs
 
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes that there are for runs, 0 if they are not counted, and bytes that are reserved."""
+        return self._scheduler.memory or 0, self._scheduler.reserved
+
     @asynccontextmanager
-    async def seat(self, priority: int) -> AsyncIterator["Seat"]:
+    async def seat(self, priority: int, footprint: Footprint = NOTHING) -> AsyncIterator["Seat"]:
         """Hold a seat for the block, or until it is given back earlier.
 
-        A run of a lower class is sent away for it if need be, which takes as long as its step in work. Raises
-        `Exhausted` (`SLOTS_BUSY`) at once where there is none.
+        Runs of a lower class are sent away for it if need be, which takes as long as the step in work. Raises at once
+        `Exhausted` where there is none (`SLOTS_BUSY`, `MEMORY_BUSY`), and `FailedPrecondition` (`DEVICE_MEMORY`) for a
+        run that never fits.
         """
-        admission = self._scheduler.admit(priority)
+        admission = self._scheduler.admit(priority, footprint)
+        if isinstance(admission, TooLarge):
+            raise FailedPrecondition(
+                f"A clip of this size needs {admission.needed} bytes of device memory; {admission.available} are "
+                "available.",
+                reason="DEVICE_MEMORY",
+            )
         if isinstance(admission, Refused):
             raise Exhausted(
-                f"All {self.capacity} slots of this service are busy.",
-                reason="SLOTS_BUSY",
+                "The device's memory is taken by other runs."
+                if admission.memory
+                else f"All {self.capacity} slots of this service are busy.",
+                reason="MEMORY_BUSY" if admission.memory else "SLOTS_BUSY",
                 retry_after_seconds=self._retry_after_seconds,
             )
         seat = Seat(self, admission.run)
         try:
             if isinstance(admission, AdmittedAfter):
-                await self._left(admission.victim)
+                for victim in admission.victims:
+                    await self._left(victim)
             yield seat
         finally:
             seat.vacate()
 
     async def _left(self, victim: int) -> None:
+        if not self._scheduler.is_seated(victim):
+            return
         gone = self._seats_awaited.setdefault(victim, asyncio.Event())
         await gone.wait()
 

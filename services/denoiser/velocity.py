@@ -62,6 +62,7 @@ class GuidedVelocity:
         self._ready: tuple[Expert, tuple[Context, ...]] | None = None
         self._foreseen: Foreseen | None = None
         self.used: Foreseen | None = None
+        self.split = False
 
     def texts(self, timestep: float) -> int | None:
         """How many texts a step at `timestep` evaluates in one batch; None if it cannot be shared with other runs."""
@@ -99,10 +100,26 @@ class GuidedVelocity:
         if w == 1:
             contexts = (contexts[0].first(),)
         if self._cache is None:
-            v = torch.cat([transformer(x, timestep, context) for context in contexts])
+            v = self._evaluated(transformer, x, timestep, contexts)
         else:
             v = self._cached(self._cache, x, timestep, expert, contexts)
         return v if w == 1 else guide(v[:1], v[1:], w)
+
+    def _evaluated(
+        self, transformer: Transformer, x: torch.Tensor, timestep: float, contexts: Sequence[Context]
+    ) -> torch.Tensor:
+        """All velocities, one a text; where memory runs out for both prompts at once, from here on one by one."""
+        try:
+            return torch.cat([transformer(x, timestep, context) for context in contexts])
+        except torch.OutOfMemoryError:
+            if not self._batched or contexts[0].keys[0].shape[0] == 1:
+                raise
+        # Outside of the handler: its traceback holds what the failed evaluation had made.
+        self.split, self._batched, self._ready = True, False, None
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        one_by_one = self._contexts(expert_at(timestep, self._boundary_ratio))
+        return torch.cat([transformer(x, timestep, context) for context in one_by_one])
 
     def _cached(
         self, cache: StepCache, x: torch.Tensor, timestep: float, expert: Expert, contexts: Sequence[Context]

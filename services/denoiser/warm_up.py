@@ -1,18 +1,22 @@
 """The first evaluation of each expert, before anyone waits for it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from services.denoiser import sharing
 from services.denoiser.experts import Expert
 from services.denoiser.guidance_batch import GuidanceBatch, Mode, measure
+from services.denoiser.memory import MemoryBook, peak_of
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import LatentShape, VideoShape
 from services.denoiser.sharing import StepSharing
 from services.model.manifest import Manifest
 
+_USABLE = 0.95
+"""Of the memory that is free at start: allocators lose some between their blocks."""
 _SMALL = VideoShape(width=64, height=64, frames=5)
 
 
@@ -54,6 +58,23 @@ def choose_sharing(pool: ExpertPool, shapes: Sequence[VideoShape], mode: sharing
             shape.latents(pool.first.channels): sharing.measure(pool.first, shape, length, counts) for shape in shapes
         },
     )
+
+
+def measure_memory(
+    pool: ExpertPool, shapes: Sequence[VideoShape], rule: GuidanceBatch, *, limit: int | None, folder: Path | None
+) -> tuple[MemoryBook, int | None]:
+    """What runs need, and the bytes that there are for them; None where nobody counts them.
+
+    `limit` is the operator's; without it, on a GPU, it is what is free beside the weights.
+    """
+    book = MemoryBook(pool, folder)
+    available = limit
+    if available is None and pool.device.type == "cuda":
+        torch.cuda.empty_cache()
+        available = int(_USABLE * torch.cuda.mem_get_info(pool.device)[0])
+    if available is not None:
+        book.calibrate(shapes, lambda latents: peak_of(pool, latents, batched=rule.batched(latents.tokens)))
+    return book, available
 
 
 def default_shape(manifest: Manifest) -> VideoShape:

@@ -159,6 +159,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     next_step=item.next_step,
                     steps_run=item.steps_run,
                     steps_shared=item.steps_shared,
+                    guidance_split=item.guidance_split,
                     device_seconds=item.device_seconds,
                     previews_dropped=item.previews_dropped,
                     fingerprint=plan.fingerprint,

@@ -16,6 +16,7 @@ from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.checkpoint import read_state
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.guidance_batch import GuidanceBatch
+from services.denoiser.memory import MemoryBook
 from services.denoiser.outbox import Ending, Item, Outbox, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
@@ -45,6 +46,7 @@ async def studio(pool: ExpertPool, untrained: Path) -> AsyncIterator[Studio]:
             prefixes=PrefixCache(0),
             acceleration=Acceleration(),
             draining=asyncio.Event(),
+            memory=MemoryBook(pool, None),
         )
 
 
@@ -184,7 +186,7 @@ async def test_sessions_of_every_end_leave_no_tensor_behind(studio: Studio, pool
             raise torch.OutOfMemoryError("none left")
 
         hook = pool.first.module.proj_out.register_forward_hook(out_of_memory)
-        with hook, pytest.RaisesGroup(pytest.RaisesExc(Exhausted, match="no memory"), flatten_subgroups=True):
+        with hook, pytest.RaisesGroup(pytest.RaisesExc(Exhausted, match="out of memory"), flatten_subgroups=True):
             await Run(studio, turnstile, order(pool), 0, [], "failed").run()
 
     def tensors() -> int:

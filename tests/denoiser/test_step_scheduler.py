@@ -31,12 +31,12 @@ def test_a_higher_class_takes_the_seat_of_the_newest_of_the_lowest_class() -> No
     low_old, low_new, _middle = admitted(scheduler, 0), admitted(scheduler, 0), admitted(scheduler, 1)
     admission = scheduler.admit(2)
     assert isinstance(admission, AdmittedAfter)
-    assert admission.victim == low_new
+    assert admission.victims == (low_new,)
     assert scheduler.must_leave(low_new)
     assert not scheduler.must_leave(low_old)
     again = scheduler.admit(2)
     assert isinstance(again, AdmittedAfter)
-    assert again.victim == low_old
+    assert again.victims == (low_old,)
 
 
 def test_the_same_class_is_not_preempted() -> None:
