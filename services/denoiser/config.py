@@ -58,6 +58,17 @@ class DenoiserConfig(ModelServiceConfig):
         ge=0,
         description="host memory for states at the expert boundary, which requests that ask for it begin from",
     )
+    attention: str = Field(
+        "sdpa",
+        description="the kernel for self-attention: sdpa leaves it to torch, measure takes the fastest at start, or a"
+        " name that DescribeDenoiser lists",
+    )
+    linear: Literal["weights", "float8"] = Field(
+        "weights", description="type of the blocks' linear layers; float8 is for GPUs of capability 8.9 and above"
+    )
+    compile: bool = Field(False, description="compile the blocks by torch.compile, at the first use of each size")
+    compile_cache: Path | None = Field(None, description="folder that keeps what was compiled between processes")
+    offload: bool = Field(False, description="keep the blocks in host memory, for cards that do not hold an expert")
     engines: Path | None = Field(
         None,
         description="folder of experts that services.denoiser.export wrote, run by TensorRT or, on the CPU, ONNX"

@@ -111,6 +111,7 @@ class EngineTransformer(Transformer):
 
     def __init__(self, transformer: Transformer, engines: Mapping[LatentShape, Engine]) -> None:
         super().__init__(transformer.module)
+        self.attend = transformer.attend
         self._engines = engines
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ from services.chassis.errors import FailedPrecondition, Unavailable
 from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
-from services.denoiser.acceleration import accelerate
+from services.denoiser.acceleration import accelerate, loading_device
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.intake import Requests, footprint, read_start, read_work
@@ -84,10 +84,10 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
     device = choose_device(config.device)
     async with DeviceThread.open("denoiser-device", config.threads) as thread:
         folder = ModelFolder(config.model)
-        pool = await thread.run(ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), device)
-        if pool.residence is not None and config.engines is not None:
-            raise FailedPrecondition("--experts swap and --engines do not go together.", reason="CONFIG_CONFLICT")
-        pool, acceleration = await thread.run(accelerate, pool, config)
+        pool = await thread.run(
+            ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), loading_device(config, device)
+        )
+        pool, acceleration = await thread.run(accelerate, pool, config, device)
         _report_differences(pool, strict=config.strict_reference)
         if config.warm_up:
             await thread.run(warm_up, pool)

@@ -6,9 +6,10 @@ once a step; positive and negative prompt share everything before the first cros
 modulation are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -17,10 +18,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 
 from services.denoiser.adapters import Adapter, LowRank
+from services.denoiser.attention import Attend
+from services.denoiser.offload import HostedBlocks
 from services.denoiser.shapes import LatentShape
 from services.denoiser.step_cache import FirstBlockCache
 
 Updates: TypeAlias = Mapping[nn.Module, Sequence[tuple[LowRank, float]]]
+_NO_UPDATES: Final[Updates] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,18 +50,26 @@ class Context:
 class Transformer:
     """A velocity network v(x, t, text) over the weights of one `WanTransformer3DModel`."""
 
-    def __init__(self, module: WanTransformer3DModel) -> None:
+    def __init__(self, module: WanTransformer3DModel, *, hosted: HostedBlocks | None = None) -> None:
+        """`hosted` are the module's blocks where they stay in host memory."""
         self.module = module
+        self._hosted = hosted
+        self._compiled: Callable[..., torch.Tensor] | None = None
+        self.attend: Attend = F.scaled_dot_product_attention
         self.dtype: torch.dtype = module.patch_embedding.weight.dtype
         self.device: torch.device = module.patch_embedding.weight.device
         self._heads: int = module.config.num_attention_heads
         tables = torch.cat([block.scale_shift_table.float() for block in module.blocks])
         # Rows 1 and 4 are scales, used as 1 + scale.
         tables[:, [1, 4]] += 1
-        self._tables = tables
+        self._tables = tables.to(self.device)
         head = module.scale_shift_table.float().clone()
         head[:, 1] += 1
         self._head_table = head
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile one block for all of them, at its first use with each shape; runs with adapters stay as they are."""
+        self._compiled = torch.compile(self._block, dynamic=False, backend=backend)
 
     @property
     def channels(self) -> int:
@@ -89,7 +101,7 @@ class Transformer:
             for name, low_rank in adapter.items():
                 updates.setdefault(self.module.get_submodule(name), []).append((low_rank, weight))
         keys, values = [], []
-        for block in self.module.blocks:
+        for block in self._walk():
             keys.append(self._split(block.attn2.norm_k(_linear(block.attn2.to_k, hidden, updates))))
             values.append(self._split(_linear(block.attn2.to_v, hidden, updates)))
         return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape), updates=updates)
@@ -106,66 +118,99 @@ class Transformer:
         hidden = self._patches(x.to(self.device, self.dtype), shape)
         modulations, head = self._modulation(timestep)
         if cache is None:
-            hidden = self._blocks(0, hidden, modulations, context)
+            for i, block in enumerate(self._walk()):
+                hidden = self._one(i, block, hidden, modulations, context)
         else:
             hidden = self._cached_blocks(hidden, modulations, context, cache)
         hidden = _norm(hidden, head[1], head[0], self.module.norm_out.eps)
         return self._unpatched(self.module.proj_out(hidden), shape).float()
 
-    def _blocks(self, first: int, x: torch.Tensor, modulations: torch.Tensor, context: Context) -> torch.Tensor:
-        """All blocks from `first` on."""
-        for i, block in enumerate(self.module.blocks[first:], first):
-            x = self._block(i, block, x, modulations[i], context)
-        return x
+    def _walk(self, first: int = 0) -> Iterable[WanTransformerBlock]:
+        if self._hosted is not None:
+            return self._hosted.walk(first)
+        return self.module.blocks[first:]
+
+    def _one(
+        self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulations: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        text = (context.keys[i], context.values[i])
+        if self._compiled is None or context.updates:
+            return self._block(block, x, modulations[i], *text, context.rotation, context.updates)
+        # Complex numbers are not compiled.
+        rotation = torch.view_as_real(context.rotation)
+        return self._compiled(block, x, modulations[i], *text, rotation, _NO_UPDATES)
 
     def _cached_blocks(
         self, x: torch.Tensor, modulations: torch.Tensor, context: Context, cache: FirstBlockCache
     ) -> torch.Tensor:
-        begun = self._block(0, self.module.blocks[0], x, modulations[0], context)
+        walk = iter(self._walk())
+        begun = self._one(0, next(walk), x, modulations, context)
         residual = begun - x
         rest = cache.rest(residual)
         if rest is None:
-            rest = self._blocks(1, begun, modulations, context) - begun
+            hidden = begun
+            for i, block in enumerate(walk, 1):
+                hidden = self._one(i, block, hidden, modulations, context)
+            rest = hidden - begun
             cache.keep(residual, rest)
         return begun + rest
 
-    def _block(
-        self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulation: torch.Tensor, context: Context
+    def _block(  # noqa: PLR0917  (what one block reads, in the order of its use)
+        self,
+        block: WanTransformerBlock,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rotation: torch.Tensor,
+        updates: Updates,
     ) -> torch.Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), context)
+        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), rotation, updates)
         x = _gated(x, attended, gate)
         queried = block.norm2(x.float()).type_as(x)
-        x = x + self._cross_attention(block.attn2, queried, i, context)
+        x = x + self._cross_attention(block.attn2, queried, keys, values, updates)
         expand, _, contract = block.ffn.net
         # In place: the widest tensor of the block is not allocated a second time.
-        wide = _linear(expand.proj, _norm(x, ffn_scale, ffn_shift, block.norm3.eps), context.updates)
+        wide = _linear(expand.proj, _norm(x, ffn_scale, ffn_shift, block.norm3.eps), updates)
         wide = torch.ops.aten.gelu_(wide, approximate="tanh")
-        return _gated(x, _linear(contract, wide, context.updates), ffn_gate)
+        return _gated(x, _linear(contract, wide, updates), ffn_gate)
 
-    def _self_attention(self, attn: WanAttention, x: torch.Tensor, context: Context) -> torch.Tensor:
-        query = self._rotated(attn.norm_q(_linear(attn.to_q, x, context.updates)), context.rotation)
-        key = self._rotated(attn.norm_k(_linear(attn.to_k, x, context.updates)), context.rotation)
-        value = self._split(_linear(attn.to_v, x, context.updates))
-        return self._merged(attn, F.scaled_dot_product_attention(query, key, value), context)
+    def _self_attention(
+        self, attn: WanAttention, x: torch.Tensor, rotation: torch.Tensor, updates: Updates
+    ) -> torch.Tensor:
+        query = self._rotated(attn.norm_q(_linear(attn.to_q, x, updates)), rotation)
+        key = self._rotated(attn.norm_k(_linear(attn.to_k, x, updates)), rotation)
+        value = self._split(_linear(attn.to_v, x, updates))
+        return self._merged(attn, self.attend(query, key, value), updates)
 
-    def _cross_attention(self, attn: WanAttention, x: torch.Tensor, i: int, context: Context) -> torch.Tensor:
-        query = self._split(attn.norm_q(_linear(attn.to_q, x, context.updates)))
-        keys, values = context.keys[i], context.values[i]
+    def _cross_attention(
+        self, attn: WanAttention, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, updates: Updates
+    ) -> torch.Tensor:
+        query = self._split(attn.norm_q(_linear(attn.to_q, x, updates)))
         mixed = F.scaled_dot_product_attention(query.expand(keys.shape[0], -1, -1, -1), keys, values)
-        return self._merged(attn, mixed, context)
+        return self._merged(attn, mixed, updates)
 
-    def _merged(self, attn: WanAttention, mixed: torch.Tensor, context: Context) -> torch.Tensor:
+    def _merged(self, attn: WanAttention, mixed: torch.Tensor, updates: Updates) -> torch.Tensor:
         """[B, heads, L, head_dim] through the output projection to [B, L, D]."""
-        return _linear(attn.to_out[0], mixed.transpose(1, 2).flatten(2), context.updates)
+        return _linear(attn.to_out[0], mixed.transpose(1, 2).flatten(2), updates)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, D] to [B, heads, L, head_dim]."""
         return x.unflatten(2, (self._heads, -1)).transpose(1, 2)
 
     def _rotated(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """Pairs of channels turned by their token's angles (RoPE); [B, L, D] to [B, heads, L, head_dim]."""
-        pairs = torch.view_as_complex(x.float().unflatten(2, (self._heads, -1, 2)))
+        """Pairs of channels turned by their token's angles (RoPE); [B, L, D] to [B, heads, L, head_dim].
+
+        `rotation` is complex, or real with cosine and sine last.
+        """
+        pairs = x.float().unflatten(2, (self._heads, -1, 2))
+        if not rotation.is_complex():
+            cos, sin = rotation.unbind(-1)
+            even, odd = pairs.unbind(-1)
+            turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+            return turned.flatten(3).transpose(1, 2).type_as(x)
+        pairs = torch.view_as_complex(pairs)
         return torch.view_as_real(pairs * rotation).flatten(3).transpose(1, 2).type_as(x)
 
     def _rotation(self, shape: LatentShape) -> torch.Tensor:
@@ -214,6 +259,8 @@ class Transformer:
 def _linear(layer: nn.Module, x: torch.Tensor, updates: Updates) -> torch.Tensor:
     """The layer's output plus what adapters add to it; exactly the layer's own where there is none."""
     y = layer(x)
+    if not updates:
+        return y
     for low_rank, weight in updates.get(layer, ()):
         y = torch.add(y, F.linear(F.linear(x, low_rank.down), low_rank.up), alpha=weight)
     return y

@@ -184,7 +184,19 @@ def _span_messages(spans: Spans) -> list[latency_pb2.Span]:
 
 def acceleration_message(guidance: GuidanceBatch, chosen: Acceleration) -> denoiser_pb2.Acceleration:
     """How this process computes."""
-    message = denoiser_pb2.Acceleration(guidance_batch=guidance.mode, tensorrt=chosen.engines == "tensorrt")
+    message = denoiser_pb2.Acceleration(
+        attention=chosen.attention,
+        attention_present=[
+            denoiser_pb2.AttentionTiming(name=timing.name, seconds=timing.seconds, error=timing.error)
+            for timing in chosen.attention_present
+        ],
+        compiled=chosen.compiled,
+        linear=chosen.linear,
+        linear_error=chosen.linear_error,
+        offloaded=chosen.offloaded,
+        guidance_batch=guidance.mode,
+        tensorrt=chosen.engines == "tensorrt",
+    )
     if guidance.measured is not None:
         message.batched_seconds = guidance.measured.batched_seconds
         message.sequential_seconds = guidance.measured.sequential_seconds
