@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from services.chassis.errors import FailedPrecondition
-from services.denoiser import attention
+from services.denoiser.attention import SDPA, Timing, fastest, measure, named, present
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.engines import EngineTransformer, engine_kind, load_engines
-from services.denoiser.experts import Expert
 from services.denoiser.float8 import to_float8
 from services.denoiser.offload import HostedBlocks
 from services.denoiser.pool import ExpertPool
@@ -23,8 +22,8 @@ _SMALL = VideoShape(width=64, height=64, frames=5)
 class Acceleration:
     """What was chosen. `engines` names their runtime, empty for none; `linear_error` is 0 for the weights' own type."""
 
-    attention: str = attention.SDPA
-    attention_present: tuple[attention.Timing, ...] = ()
+    attention: str = SDPA
+    attention_present: tuple[Timing, ...] = ()
     compiled: bool = False
     linear: str = ""
     linear_error: float = 0.0
@@ -35,7 +34,7 @@ class Acceleration:
     def ways(self) -> tuple[str, ...]:
         """What of it changes the bits of a result."""
         return (
-            *([f"attention={self.attention}"] if self.attention != attention.SDPA else []),
+            *([f"attention={self.attention}"] if self.attention != SDPA else []),
             *(["compiled"] if self.compiled else []),
             *(["linear=float8"] if self.linear == "float8" else []),
             *([f"engines={self.engines}"] if self.engines else []),
@@ -61,7 +60,7 @@ def accelerate(pool: ExpertPool, config: DenoiserConfig, device: torch.device) -
             experts[expert] = _offloaded(transformer, device)
     kernel, timings = _attention(experts[next(iter(experts))], config, pool, device)
     for expert, transformer in experts.items():
-        transformer.attend = attention.named(kernel, device)
+        transformer.attend = named(kernel, device)
         if config.compile:
             _keep_compiled(config)
             transformer.compile_blocks()
@@ -111,15 +110,15 @@ def _offloaded(transformer: Transformer, device: torch.device) -> Transformer:
 
 def _attention(
     transformer: Transformer, config: DenoiserConfig, pool: ExpertPool, device: torch.device
-) -> tuple[str, tuple[attention.Timing, ...]]:
-    kernels = attention.present(device)
+) -> tuple[str, tuple[Timing, ...]]:
+    kernels = present(device)
     if config.attention != "measure":
-        attention.named(config.attention, device)
-        return config.attention, tuple(attention.Timing(name=name) for name in kernels)
+        named(config.attention, device)
+        return config.attention, tuple(Timing(name=name) for name in kernels)
     defaults, shape = pool.manifest.defaults, _SMALL
     if device.type != "cpu":
         shape = VideoShape(width=defaults.width, height=defaults.height, frames=defaults.num_frames)
-    timings = attention.measure(
+    timings = measure(
         kernels,
         heads=int(transformer.module.config.num_attention_heads),
         tokens=shape.latents(transformer.channels).tokens,
@@ -127,7 +126,7 @@ def _attention(
         dtype=transformer.dtype,
         device=device,
     )
-    return attention.fastest(timings), tuple(timings)
+    return fastest(timings), tuple(timings)
 
 
 def _keep_compiled(config: DenoiserConfig) -> None:

@@ -107,10 +107,12 @@ def joint(
     for i, block in enumerate(module.blocks):
         rows = tables[:, i].repeat_interleave(x.shape[0] // len(xs), 0).unsqueeze(2)
         shift, scale, gate = rows[:, 0], rows[:, 1], rows[:, 2]
-        x = _gated(x, transformer._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), context), gate)
+        normal = _norm(x, scale, shift, block.norm1.eps)
+        x = _gated(x, transformer._self_attention(block.attn1, normal, context.rotation, context.updates), gate)
         # What comes before the first cross-attention is the same for all texts of a run.
         x = x.repeat_interleave(len(xs) * texts // x.shape[0], 0)
-        x = x + transformer._cross_attention(block.attn2, block.norm2(x.float()).type_as(x), i, context)
+        text = (context.keys[i], context.values[i])
+        x = x + transformer._cross_attention(block.attn2, block.norm2(x.float()).type_as(x), *text, context.updates)
         rows = tables[:, i].repeat_interleave(texts, 0).unsqueeze(2)
         x = _gated(x, block.ffn(_norm(x, rows[:, 4], rows[:, 3], block.norm3.eps)), rows[:, 5])
     x = _norm(x, head[:, 1], head[:, 0], module.norm_out.eps)
