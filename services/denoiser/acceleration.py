@@ -80,7 +80,7 @@ def accelerate(pool: ExpertPool, config: DenoiserConfig, device: torch.device) -
 
 
 def _check_together(config: DenoiserConfig, *, swaps: bool) -> None:
-    moves = {"compile": config.compile, "engines": config.engines is not None}
+    moves: dict[str, bool] = {"compile": config.compile, "engines": config.engines is not None}
     if config.offload:
         fixed = moves | {"step_sharing": config.step_sharing != "off"}
         mover = "offload"
