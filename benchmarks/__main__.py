@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.publication import publish, table
 
-NAMES = ("denoiser", "tensor_stream", "relay")
+NAMES = ("denoiser", "postprocess", "tensor_stream", "relay")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ class Slots:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.capacity = capacity
-        self._retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = retry_after_seconds
         self._in_use = 0
 
     @property
@@ -29,7 +29,7 @@ class Slots:
             raise Exhausted(
                 f"All {self.capacity} slots of this service are busy.",
                 reason="SLOTS_BUSY",
-                retry_after_seconds=self._retry_after_seconds,
+                retry_after_seconds=self.retry_after_seconds,
             )
         self._in_use += 1
         try:

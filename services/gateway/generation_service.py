@@ -10,7 +10,9 @@ from services.gateway import views
 from services.gateway.access import Access
 from services.gateway.artifacts import Artifacts, clip_key
 from services.gateway.creation import Creation
+from services.gateway.pool import Pool
 from services.gateway.scheduler import Scheduler
+from services.gateway.stages import render_frames
 from services.gateway.store.job import Job
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.pages import last_of_page, page_token
@@ -20,6 +22,8 @@ from services.gateway.watch import Watches
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
 CHUNK_BYTES = 2**20
+FRAMES_WAIT_SECONDS = 10.0
+FRAMES_SECONDS = 600.0
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -34,8 +38,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         access: Access,
         scheduler: Scheduler,
         artifacts: Artifacts,
+        postprocessors: Pool[postprocess_pb2.DescribePostprocessResponse],
         page_key: bytes,
     ) -> None:
+        self._postprocessors = postprocessors
         self._jobs = jobs
         self._watches = watches
         self._creation = creation
@@ -148,6 +154,26 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 offset += len(data)
         if request.offset == size:
             yield generation_pb2.DownloadVideoResponse(offset=size, total_size=size, sha256=sha256)
+
+    async def DownloadFrames(  # noqa: N802 - the name in the proto
+        self, request: generation_pb2.DownloadFramesRequest, context: Context
+    ) -> AsyncGenerator[generation_pb2.DownloadFramesResponse, None]:
+        """Stream frames of the clip as pictures, decoded by a postprocessor."""
+        tenant = await self._access.tenant(context, "read")
+        job = await self._jobs.get(request.id, tenant.name)
+        if job.clip is None or job.video is None:
+            raise FailedPrecondition("The generation has no clip.", reason="NO_CLIP")
+        video = generation_pb2.Video.FromString(job.video)
+        if request.range.first_frame >= video.num_frames:
+            raise OutOfRange.of("range.first_frame", f"must be less than {video.num_frames}, the number of frames")
+        clip = self._artifacts.read(job.clip, offset=0, size=video.size_bytes, chunk_bytes=CHUNK_BYTES)
+        async with (
+            self._postprocessors.slot(fits=lambda _: True, wait_seconds=FRAMES_WAIT_SECONDS) as endpoint,
+            aclosing(clip) as pieces,
+            aclosing(render_frames(endpoint, request.range, pieces, timeout=FRAMES_SECONDS)) as frames,
+        ):
+            async for frame in frames:
+                yield generation_pb2.DownloadFramesResponse(frame=frame)
 
     async def CreateGenerations(  # noqa: N802 - the name in the proto
         self, request: generation_pb2.CreateGenerationsRequest, context: Context

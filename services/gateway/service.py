@@ -114,6 +114,7 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
                     access=access,
                     scheduler=scheduler,
                     artifacts=artifacts,
+                    postprocessors=stages.postprocessors,
                     page_key=page_key,
                 ),
                 full_name="rushes.v1.GenerationService",

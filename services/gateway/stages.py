@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -220,6 +220,21 @@ async def render(
                 yield response.result
     if not ended:
         raise DataLoss("The postprocessor's stream ended early.", reason="STREAM_TRUNCATED")
+
+
+async def render_frames(
+    endpoint: Postprocessor, wanted: postprocess_pb2.FrameRange, clip: AsyncIterator[bytes], *, timeout: float
+) -> AsyncGenerator[postprocess_pb2.FramePart, None]:
+    """Frames of a clip as pictures. Raises the postprocessor's error."""
+
+    async def requests() -> AsyncIterator[postprocess_pb2.RenderFramesRequest]:
+        yield postprocess_pb2.RenderFramesRequest(start=wanted)
+        async for data in clip:
+            yield postprocess_pb2.RenderFramesRequest(data=data)
+
+    call = PostprocessServiceStub(endpoint.channel).RenderFrames(requests(), timeout=timeout)
+    async for response in _responses(call):
+        yield response.frame
 
 
 def holds(expert: sampling_pb2.Expert.ValueType, described: denoiser_pb2.DescribeDenoiserResponse) -> bool:

@@ -91,7 +91,7 @@ class Rendering:
         self._encoder = Mp4Encoder(
             width=finish.width, height=finish.height, fps=fps, encoding=plan.encoding, threads=encoder_threads
         )
-        self._stages: list[Stage[Any]] = [
+        self.stages: list[Stage[Any]] = [
             *([Interpolator(source_fps=plan.fps, target_fps=fps)] if fps != plan.fps else []),
             *([LanczosUpscaler(plan.upscale)] if plan.upscale > 1 else []),
             self._inspector,
@@ -114,7 +114,7 @@ class Rendering:
                     yield event
 
     async def _events(self, device: DeviceThread, latents: torch.Tensor, folder: Path) -> AsyncGenerator[Event, None]:
-        chain = Chain(device, decode_frames(self._decoder, latents), self._stages)
+        chain = Chain(device, decode_frames(self._decoder, latents), self.stages)
         digest, size, frames = hashlib.sha256(), 0, 0
         spool = Spool(folder) if self.plan.needs_spool else None
         async with aclosing(chain.items()) as items:

@@ -23,6 +23,7 @@ from services.postprocess.codecs import Codec, present_encoders
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import NotFinite, WanDecoder
 from services.postprocess.fragments import Fragment
+from services.postprocess.frame_reading import render_frames
 from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
 from services.postprocess.mp4 import EncoderRefused
 from services.postprocess.orders import CODECS
@@ -65,6 +66,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._encoder_threads = encoder_threads
         self._encoders = encoders
         self._draining = draining
+        self._frame_slots = Slots(slots.capacity, slots.retry_after_seconds)
 
     async def Render(self, request_iterator: Requests, _context: Context) -> Responses:  # noqa: N802  (the name in the proto)
         """See `postprocess.proto`. The slot is free again only when device and encoder have let go of the clip."""
@@ -127,6 +129,14 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             return Rendering(plan, self._decoder, encoder_threads=self._encoder_threads)
         except EncoderRefused as refused:
             raise InvalidRequest.of("start.video.codec", str(refused)) from refused
+
+    async def RenderFrames(  # noqa: N802  (the name in the proto)
+        self, request_iterator: AsyncIterator[postprocess_pb2.RenderFramesRequest], _context: Context
+    ) -> AsyncGenerator[postprocess_pb2.RenderFramesResponse, None]:
+        """See `postprocess.proto`. Single frames have slots of their own: they need no device."""
+        async with self._frame_slots.hold(), aclosing(render_frames(request_iterator)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def DescribePostprocess(  # noqa: N802  (the name in the proto)
         self, _request: postprocess_pb2.DescribePostprocessRequest, _context: Context

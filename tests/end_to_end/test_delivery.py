@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
 from playwright.async_api import async_playwright
 
-from rushes.client import Client, InvalidRequest, NotFound, finish_plan, generation_spec, video_settings
+from rushes.client import Client, InvalidRequest, NotFound, OutOfRange, finish_plan, generation_spec, video_settings
 from rushes.v1.generation_pb2 import GenerationState
 from tests.end_to_end.edge import chromium_program, edge, pages
 from tests.end_to_end.processes import Suite, running_suite
@@ -179,6 +180,30 @@ async def test_a_browser_plays_the_clip_while_its_fragments_are_still_arriving(
     assert [arrival["time"] for arrival in playing] == sorted(arrival["time"] for arrival in playing)
     assert playing[-1]["time"] > playing[0]["time"]
     assert decoded == 49
+
+
+async def test_frames_of_a_clip_are_read_as_pictures(suite: Suite, client: Client, tmp_path: Path) -> None:
+    spec = generation_spec(PROMPT, **SHORT, finish=finish_plan(upscale=2))  # type: ignore[arg-type]
+    ended = await client.wait((await client.create(spec)).id)
+    clip = b"".join([piece async for piece in client.video(ended.id)])
+    with av.open(io.BytesIO(clip)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+    frames = [frame async for frame in client.frames(ended.id, first=3, count=4)]
+    assert [frame.index for frame in frames] == [3, 4, 5, 6]
+    assert [frame.seconds for frame in frames] == pytest.approx([index / 16 for index in (3, 4, 5, 6)])
+    for frame in frames:
+        picture = np.asarray(Image.open(io.BytesIO(frame.data)))
+        assert np.array_equal(picture, expected[frame.index])
+    assert len([frame async for frame in client.frames(ended.id, form="jpeg", max_edge=32)]) == 9
+    with pytest.raises(OutOfRange):
+        [frame async for frame in client.frames(ended.id, first=9)]
+
+    code, _, complaint = await rushes(
+        suite, tmp_path, "frames", ended.id, "--range", "7:99", "--out", "stills", "--format", "jpeg"
+    )
+    assert code == 0, complaint
+    assert sorted(os.listdir(tmp_path / "stills")) == ["frame-000007.jpg", "frame-000008.jpg"]  # noqa: PTH208
 
 
 async def rushes(suite: Suite, folder: Path, *arguments: str) -> tuple[int, str, str]:

@@ -8,8 +8,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
+import grpc
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -248,6 +250,45 @@ async def test_an_hls_presentation_plays_from_its_playlist_and_every_segment_beg
         with av.open(io.BytesIO(alone)) as container:
             assert next(iter(container.demux(video=0))).is_keyframe
     assert files["hls/init.mp4"] + b"".join(files[f"hls/segment-{n:05d}.m4s"] for n in (1, 2, 3)) == clip.data
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([{"data": b"x"}], grpc.StatusCode.INVALID_ARGUMENT),
+        ([{"start": {}}, {"data": b"this is no video"}], grpc.StatusCode.INVALID_ARGUMENT),
+        ([{"start": {}}, {"start": {}}], grpc.StatusCode.INVALID_ARGUMENT),
+        ([{"start": {"first_frame": -1}}], grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_frames_of_what_is_no_clip_are_refused(
+    postprocess: OpenService, messages: list[dict[str, Any]], code: grpc.StatusCode
+) -> None:
+    async with postprocess() as service:
+        requests = [postprocess_pb2.RenderFramesRequest(**message) for message in messages]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [answer async for answer in service.stub.RenderFrames(iter(requests))]
+
+    assert refused.value.code() == code
+
+
+async def test_a_range_after_the_end_and_a_damaged_clip_are_refused(postprocess: OpenService) -> None:
+    async with postprocess() as service:
+        clip = await render(service, render_requests(draw_latents(9), artifacts=[VIDEO]))
+        data = clip.files()["clip.mp4"]
+
+        async def frames(data: bytes, first: int) -> list[int]:
+            start = postprocess_pb2.RenderFramesRequest(start=postprocess_pb2.FrameRange(first_frame=first))
+            requests = [start, postprocess_pb2.RenderFramesRequest(data=data)]
+            return [answer.frame.index async for answer in service.stub.RenderFrames(iter(requests))]
+
+        assert await frames(data, 6) == [6, 7, 8]
+        with pytest.raises(grpc.aio.AioRpcError) as beyond:
+            await frames(data, 9)
+        assert beyond.value.code() == grpc.StatusCode.OUT_OF_RANGE
+        with pytest.raises(grpc.aio.AioRpcError) as damaged:
+            await frames(data[:200], 0)
+        assert damaged.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def accepted_by_ffmpeg(path: Path) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rushes/v1/finishing.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\"\xff\x05\n\nFinishPlan\x12\x1d\n\ntarget_fps\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18x(\x00\x12\x1e\n\x07upscale\x18\x02 \x01(\x05\x42\r\xbaH\n\x1a\x08\x30\x00\x30\x01\x30\x02\x30\x04\x12\x37\n\x08upscaler\x18\x03 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x66\n\x05width\x18\x04 \x01(\x05\x42W\xbaHT\xba\x01Q\n\nwidth.even\x12\x17must be even, 0 to 7680\x1a*this >= 0 && this <= 7680 && this % 2 == 0\x12h\n\x06height\x18\x05 \x01(\x05\x42X\xbaHU\xba\x01R\n\x0bheight.even\x12\x17must be even, 0 to 7680\x1a*this >= 0 && this <= 7680 && this % 2 == 0\x12%\n\x03\x66it\x18\x06 \x01(\x0e\x32\x0e.rushes.v1.FitB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x0f\x66\x61\x64\x65_in_seconds\x18\x07 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12\x33\n\x10\x66\x61\x64\x65_out_seconds\x18\x08 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12$\n\x05label\x18\t \x01(\x0b\x32\x10.rushes.v1.LabelH\x00\x88\x01\x01\x12\"\n\x04logo\x18\n \x01(\x0b\x32\x0f.rushes.v1.LogoH\x01\x88\x01\x01\x12\x1c\n\tsubtitles\x18\x0b \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x19\n\x0cwatermark_id\x18\x0c \x01(\x06H\x02\x88\x01\x01:p\xbaHm\x1ak\n\x17\x66inish.size_is_complete\x12\'width and height must be given together\x1a\'(this.width == 0) == (this.height == 0)B\x08\n\x06_labelB\x07\n\x05_logoB\x0f\n\r_watermark_id\"\x8a\x01\n\x05Label\x12\x17\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12+\n\x06\x63orner\x18\x02 \x01(\x0e\x32\x11.rushes.v1.CornerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x07opacity\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x42\n\n\x08_opacity\"\xd1\x01\n\x04Logo\x12\x1a\n\x05image\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@\x12+\n\x06\x63orner\x18\x02 \x01(\x0e\x32\x11.rushes.v1.CornerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x07opacity\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x12\x33\n\x0bwidth_share\x18\x04 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x42\n\n\x08_opacityB\x0e\n\x0c_width_share\"\xaa\x01\n\x0eInspectionRule\x12\x35\n\x05\x63heck\x18\x01 \x01(\x0e\x32\x1a.rushes.v1.InspectionCheckB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.rushes.v1.FindingActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\tthreshold\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00\x88\x01\x01\x42\x0c\n\n_threshold\"F\n\x10InspectionPolicy\x12\x32\n\x05rules\x18\x01 \x03(\x0b\x32\x19.rushes.v1.InspectionRuleB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\xac\x01\n\x07\x46inding\x12)\n\x05\x63heck\x18\x01 \x01(\x0e\x32\x1a.rushes.v1.InspectionCheck\x12(\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.rushes.v1.FindingAction\x12\x15\n\rstart_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x65nd_seconds\x18\x04 \x01(\x01\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01*F\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46IT_CROP\x10\x01\x12\x0b\n\x07\x46IT_PAD\x10\x02\x12\x0f\n\x0b\x46IT_STRETCH\x10\x03*|\n\x06\x43orner\x12\x16\n\x12\x43ORNER_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ORNER_TOP_LEFT\x10\x01\x12\x14\n\x10\x43ORNER_TOP_RIGHT\x10\x02\x12\x16\n\x12\x43ORNER_BOTTOM_LEFT\x10\x03\x12\x17\n\x13\x43ORNER_BOTTOM_RIGHT\x10\x04*\xa4\x02\n\x0fInspectionCheck\x12 \n\x1cINSPECTION_CHECK_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSPECTION_CHECK_BLACK\x10\x01\x12\x1b\n\x17INSPECTION_CHECK_FROZEN\x10\x02\x12\x1c\n\x18INSPECTION_CHECK_FLICKER\x10\x03\x12!\n\x1dINSPECTION_CHECK_UNDEREXPOSED\x10\x04\x12 \n\x1cINSPECTION_CHECK_OVEREXPOSED\x10\x05\x12\x19\n\x15INSPECTION_CHECK_BLUR\x10\x06\x12\x1d\n\x19INSPECTION_CHECK_BLOCKING\x10\x07\x12\x19\n\x15INSPECTION_CHECK_FACE\x10\x08*z\n\rFindingAction\x12\x1e\n\x1a\x46INDING_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46INDING_ACTION_NOTE\x10\x01\x12\x17\n\x13\x46INDING_ACTION_WARN\x10\x02\x12\x17\n\x13\x46INDING_ACTION_FAIL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rushes/v1/finishing.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\"\xa5\x08\n\nFinishPlan\x12\x1d\n\ntarget_fps\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18x(\x00\x12\x1e\n\x07upscale\x18\x02 \x01(\x05\x42\r\xbaH\n\x1a\x08\x30\x00\x30\x01\x30\x02\x30\x04\x12\x37\n\x08upscaler\x18\x03 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x66\n\x05width\x18\x04 \x01(\x05\x42W\xbaHT\xba\x01Q\n\nwidth.even\x12\x17must be even, 0 to 7680\x1a*this >= 0 && this <= 7680 && this % 2 == 0\x12h\n\x06height\x18\x05 \x01(\x05\x42X\xbaHU\xba\x01R\n\x0bheight.even\x12\x17must be even, 0 to 7680\x1a*this >= 0 && this <= 7680 && this % 2 == 0\x12%\n\x03\x66it\x18\x06 \x01(\x0e\x32\x0e.rushes.v1.FitB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x0f\x66\x61\x64\x65_in_seconds\x18\x07 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12\x33\n\x10\x66\x61\x64\x65_out_seconds\x18\x08 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12$\n\x05label\x18\t \x01(\x0b\x32\x10.rushes.v1.LabelH\x00\x88\x01\x01\x12\"\n\x04logo\x18\n \x01(\x0b\x32\x0f.rushes.v1.LogoH\x01\x88\x01\x01\x12\x1c\n\tsubtitles\x18\x0b \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10\x12\x19\n\x0cwatermark_id\x18\x0c \x01(\x06H\x02\x88\x01\x01\x12\x36\n\x0csubtitle_use\x18\r \x01(\x0e\x32\x16.rushes.v1.SubtitleUseB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12L\n\x11subtitle_language\x18\x0e \x01(\tB1\xbaH.r,2*^([A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,3})?$\x12\x30\n\x0b\x61\x64justments\x18\x0f \x01(\x0b\x32\x16.rushes.v1.AdjustmentsH\x03\x88\x01\x01\x12/\n\x0cloop_seconds\x18\x10 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\x14@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12+\n\x06\x61spect\x18\x11 \x01(\x0e\x32\x11.rushes.v1.AspectB\x08\xbaH\x05\x82\x01\x02\x10\x01:p\xbaHm\x1ak\n\x17\x66inish.size_is_complete\x12\'width and height must be given together\x1a\'(this.width == 0) == (this.height == 0)B\x08\n\x06_labelB\x07\n\x05_logoB\x0f\n\r_watermark_idB\x0e\n\x0c_adjustments\"\xcc\x02\n\x0b\x41\x64justments\x12\x32\n\nbrightness\x18\x01 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\xf0\xbf@\x01H\x00\x88\x01\x01\x12\x30\n\x08\x63ontrast\x18\x02 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\x10@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12\x32\n\nsaturation\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\x10@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x02\x88\x01\x01\x12-\n\x05gamma\x18\x04 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x9a\x99\x99\x99\x99\x99\xb9?@\x01H\x03\x88\x01\x01\x12\x31\n\tsharpness\x18\x05 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\x10@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x04\x88\x01\x01\x42\r\n\x0b_brightnessB\x0b\n\t_contrastB\r\n\x0b_saturationB\x08\n\x06_gammaB\x0c\n\n_sharpness\"\x8a\x01\n\x05Label\x12\x17\n\x04text\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12+\n\x06\x63orner\x18\x02 \x01(\x0e\x32\x11.rushes.v1.CornerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x07opacity\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x42\n\n\x08_opacity\"\xd1\x01\n\x04Logo\x12\x1a\n\x05image\x18\x01 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@\x12+\n\x06\x63orner\x18\x02 \x01(\x0e\x32\x11.rushes.v1.CornerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x07opacity\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x12\x33\n\x0bwidth_share\x18\x04 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x42\n\n\x08_opacityB\x0e\n\x0c_width_share\"\xaa\x01\n\x0eInspectionRule\x12\x35\n\x05\x63heck\x18\x01 \x01(\x0e\x32\x1a.rushes.v1.InspectionCheckB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.rushes.v1.FindingActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\tthreshold\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00\x88\x01\x01\x42\x0c\n\n_threshold\"F\n\x10InspectionPolicy\x12\x32\n\x05rules\x18\x01 \x03(\x0b\x32\x19.rushes.v1.InspectionRuleB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\xac\x01\n\x07\x46inding\x12)\n\x05\x63heck\x18\x01 \x01(\x0e\x32\x1a.rushes.v1.InspectionCheck\x12(\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.rushes.v1.FindingAction\x12\x15\n\rstart_seconds\x18\x03 \x01(\x01\x12\x13\n\x0b\x65nd_seconds\x18\x04 \x01(\x01\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x11\n\tthreshold\x18\x06 \x01(\x01*Z\n\x0bSubtitleUse\x12\x1c\n\x18SUBTITLE_USE_UNSPECIFIED\x10\x00\x12\x15\n\x11SUBTITLE_USE_BURN\x10\x01\x12\x16\n\x12SUBTITLE_USE_TRACK\x10\x02*b\n\x06\x41spect\x12\x16\n\x12\x41SPECT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41SPECT_16_9\x10\x01\x12\x0f\n\x0b\x41SPECT_9_16\x10\x02\x12\x0e\n\nASPECT_1_1\x10\x03\x12\x0e\n\nASPECT_4_5\x10\x04*F\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46IT_CROP\x10\x01\x12\x0b\n\x07\x46IT_PAD\x10\x02\x12\x0f\n\x0b\x46IT_STRETCH\x10\x03*|\n\x06\x43orner\x12\x16\n\x12\x43ORNER_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ORNER_TOP_LEFT\x10\x01\x12\x14\n\x10\x43ORNER_TOP_RIGHT\x10\x02\x12\x16\n\x12\x43ORNER_BOTTOM_LEFT\x10\x03\x12\x17\n\x13\x43ORNER_BOTTOM_RIGHT\x10\x04*\xa4\x02\n\x0fInspectionCheck\x12 \n\x1cINSPECTION_CHECK_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSPECTION_CHECK_BLACK\x10\x01\x12\x1b\n\x17INSPECTION_CHECK_FROZEN\x10\x02\x12\x1c\n\x18INSPECTION_CHECK_FLICKER\x10\x03\x12!\n\x1dINSPECTION_CHECK_UNDEREXPOSED\x10\x04\x12 \n\x1cINSPECTION_CHECK_OVEREXPOSED\x10\x05\x12\x19\n\x15INSPECTION_CHECK_BLUR\x10\x06\x12\x1d\n\x19INSPECTION_CHECK_BLOCKING\x10\x07\x12\x19\n\x15INSPECTION_CHECK_FACE\x10\x08*z\n\rFindingAction\x12\x1e\n\x1a\x46INDING_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46INDING_ACTION_NOTE\x10\x01\x12\x17\n\x13\x46INDING_ACTION_WARN\x10\x02\x12\x17\n\x13\x46INDING_ACTION_FAIL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,8 +50,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINISHPLAN'].fields_by_name['fade_out_seconds']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000$@)\000\000\000\000\000\000\000\000@\001'
   _globals['_FINISHPLAN'].fields_by_name['subtitles']._loaded_options = None
   _globals['_FINISHPLAN'].fields_by_name['subtitles']._serialized_options = b'\272H\006r\004(\200\200\020'
+  _globals['_FINISHPLAN'].fields_by_name['subtitle_use']._loaded_options = None
+  _globals['_FINISHPLAN'].fields_by_name['subtitle_use']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_FINISHPLAN'].fields_by_name['subtitle_language']._loaded_options = None
+  _globals['_FINISHPLAN'].fields_by_name['subtitle_language']._serialized_options = b'\272H.r,2*^([A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,3})?$'
+  _globals['_FINISHPLAN'].fields_by_name['loop_seconds']._loaded_options = None
+  _globals['_FINISHPLAN'].fields_by_name['loop_seconds']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\024@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_FINISHPLAN'].fields_by_name['aspect']._loaded_options = None
+  _globals['_FINISHPLAN'].fields_by_name['aspect']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_FINISHPLAN']._loaded_options = None
   _globals['_FINISHPLAN']._serialized_options = b'\272Hm\032k\n\027finish.size_is_complete\022\'width and height must be given together\032\'(this.width == 0) == (this.height == 0)'
+  _globals['_ADJUSTMENTS'].fields_by_name['brightness']._loaded_options = None
+  _globals['_ADJUSTMENTS'].fields_by_name['brightness']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\360\277@\001'
+  _globals['_ADJUSTMENTS'].fields_by_name['contrast']._loaded_options = None
+  _globals['_ADJUSTMENTS'].fields_by_name['contrast']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\020@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_ADJUSTMENTS'].fields_by_name['saturation']._loaded_options = None
+  _globals['_ADJUSTMENTS'].fields_by_name['saturation']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\020@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_ADJUSTMENTS'].fields_by_name['gamma']._loaded_options = None
+  _globals['_ADJUSTMENTS'].fields_by_name['gamma']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000$@)\232\231\231\231\231\231\271?@\001'
+  _globals['_ADJUSTMENTS'].fields_by_name['sharpness']._loaded_options = None
+  _globals['_ADJUSTMENTS'].fields_by_name['sharpness']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\020@)\000\000\000\000\000\000\000\000@\001'
   _globals['_LABEL'].fields_by_name['text']._loaded_options = None
   _globals['_LABEL'].fields_by_name['text']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_LABEL'].fields_by_name['corner']._loaded_options = None
@@ -74,24 +92,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTIONRULE'].fields_by_name['threshold']._serialized_options = b'\272H\004\022\002@\001'
   _globals['_INSPECTIONPOLICY'].fields_by_name['rules']._loaded_options = None
   _globals['_INSPECTIONPOLICY'].fields_by_name['rules']._serialized_options = b'\272H\005\222\001\002\020\020'
-  _globals['_FIT']._serialized_start=1612
-  _globals['_FIT']._serialized_end=1682
-  _globals['_CORNER']._serialized_start=1684
-  _globals['_CORNER']._serialized_end=1808
-  _globals['_INSPECTIONCHECK']._serialized_start=1811
-  _globals['_INSPECTIONCHECK']._serialized_end=2103
-  _globals['_FINDINGACTION']._serialized_start=2105
-  _globals['_FINDINGACTION']._serialized_end=2227
+  _globals['_SUBTITLEUSE']._serialized_start=2241
+  _globals['_SUBTITLEUSE']._serialized_end=2331
+  _globals['_ASPECT']._serialized_start=2333
+  _globals['_ASPECT']._serialized_end=2431
+  _globals['_FIT']._serialized_start=2433
+  _globals['_FIT']._serialized_end=2503
+  _globals['_CORNER']._serialized_start=2505
+  _globals['_CORNER']._serialized_end=2629
+  _globals['_INSPECTIONCHECK']._serialized_start=2632
+  _globals['_INSPECTIONCHECK']._serialized_end=2924
+  _globals['_FINDINGACTION']._serialized_start=2926
+  _globals['_FINDINGACTION']._serialized_end=3048
   _globals['_FINISHPLAN']._serialized_start=70
-  _globals['_FINISHPLAN']._serialized_end=837
-  _globals['_LABEL']._serialized_start=840
-  _globals['_LABEL']._serialized_end=978
-  _globals['_LOGO']._serialized_start=981
-  _globals['_LOGO']._serialized_end=1190
-  _globals['_INSPECTIONRULE']._serialized_start=1193
-  _globals['_INSPECTIONRULE']._serialized_end=1363
-  _globals['_INSPECTIONPOLICY']._serialized_start=1365
-  _globals['_INSPECTIONPOLICY']._serialized_end=1435
-  _globals['_FINDING']._serialized_start=1438
-  _globals['_FINDING']._serialized_end=1610
+  _globals['_FINISHPLAN']._serialized_end=1131
+  _globals['_ADJUSTMENTS']._serialized_start=1134
+  _globals['_ADJUSTMENTS']._serialized_end=1466
+  _globals['_LABEL']._serialized_start=1469
+  _globals['_LABEL']._serialized_end=1607
+  _globals['_LOGO']._serialized_start=1610
+  _globals['_LOGO']._serialized_end=1819
+  _globals['_INSPECTIONRULE']._serialized_start=1822
+  _globals['_INSPECTIONRULE']._serialized_end=1992
+  _globals['_INSPECTIONPOLICY']._serialized_start=1994
+  _globals['_INSPECTIONPOLICY']._serialized_end=2064
+  _globals['_FINDING']._serialized_start=2067
+  _globals['_FINDING']._serialized_end=2239
 # @@protoc_insertion_point(module_scope)

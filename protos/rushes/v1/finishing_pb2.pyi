@@ -19,6 +19,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SubtitleUse:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SubtitleUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SubtitleUse.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SUBTITLE_USE_UNSPECIFIED: _SubtitleUse.ValueType  # 0
+    """BURN."""
+    SUBTITLE_USE_BURN: _SubtitleUse.ValueType  # 1
+    """Into the pictures."""
+    SUBTITLE_USE_TRACK: _SubtitleUse.ValueType  # 2
+    """Into a track that a viewer may turn on, and a WebVTT file."""
+
+class SubtitleUse(_SubtitleUse, metaclass=_SubtitleUseEnumTypeWrapper):
+    """SubtitleUse says where subtitles go."""
+
+SUBTITLE_USE_UNSPECIFIED: SubtitleUse.ValueType  # 0
+"""BURN."""
+SUBTITLE_USE_BURN: SubtitleUse.ValueType  # 1
+"""Into the pictures."""
+SUBTITLE_USE_TRACK: SubtitleUse.ValueType  # 2
+"""Into a track that a viewer may turn on, and a WebVTT file."""
+Global___SubtitleUse: _TypeAlias = SubtitleUse  # noqa: Y015
+
+class _Aspect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AspectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aspect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ASPECT_UNSPECIFIED: _Aspect.ValueType  # 0
+    """The picture's own."""
+    ASPECT_16_9: _Aspect.ValueType  # 1
+    """16:9, landscape."""
+    ASPECT_9_16: _Aspect.ValueType  # 2
+    """9:16, portrait."""
+    ASPECT_1_1: _Aspect.ValueType  # 3
+    """1:1, square."""
+    ASPECT_4_5: _Aspect.ValueType  # 4
+    """4:5, portrait of feeds."""
+
+class Aspect(_Aspect, metaclass=_AspectEnumTypeWrapper):
+    """Aspect is a shape that clips are delivered in."""
+
+ASPECT_UNSPECIFIED: Aspect.ValueType  # 0
+"""The picture's own."""
+ASPECT_16_9: Aspect.ValueType  # 1
+"""16:9, landscape."""
+ASPECT_9_16: Aspect.ValueType  # 2
+"""9:16, portrait."""
+ASPECT_1_1: Aspect.ValueType  # 3
+"""1:1, square."""
+ASPECT_4_5: Aspect.ValueType  # 4
+"""4:5, portrait of feeds."""
+Global___Aspect: _TypeAlias = Aspect  # noqa: Y015
+
 class _Fit:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -148,7 +204,7 @@ Global___FindingAction: _TypeAlias = FindingAction  # noqa: Y015
 @_typing.final
 class FinishPlan(_message.Message):
     """FinishPlan says what happens to the frames between the decoder and the video encoder. Its parts run in this order:
-    interpolate, upscale, fit to size, fade, label, logo, subtitles, watermark. What is not set does not happen.
+    interpolate, upscale, loop, fit to size, adjust, fade, label, logo, subtitles, watermark. What is not set does not happen.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -165,6 +221,11 @@ class FinishPlan(_message.Message):
     LOGO_FIELD_NUMBER: _builtins.int
     SUBTITLES_FIELD_NUMBER: _builtins.int
     WATERMARK_ID_FIELD_NUMBER: _builtins.int
+    SUBTITLE_USE_FIELD_NUMBER: _builtins.int
+    SUBTITLE_LANGUAGE_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    LOOP_SECONDS_FIELD_NUMBER: _builtins.int
+    ASPECT_FIELD_NUMBER: _builtins.int
     target_fps: _builtins.int
     """Frames a second of the finished clip; 0 keeps the rate. In-between frames are estimated from the motion."""
     upscale: _builtins.int
@@ -182,9 +243,21 @@ class FinishPlan(_message.Message):
     fade_out_seconds: _builtins.float
     """Seconds of fade to black at the end."""
     subtitles: _builtins.str
-    """Subtitles to burn in: the text of a SubRip or WebVTT file, at most 256 KiB."""
+    """Subtitles: the text of a SubRip or WebVTT file, at most 256 KiB."""
     watermark_id: _builtins.int
     """Id that an invisible mark carries in every frame; not set: no mark."""
+    subtitle_use: Global___SubtitleUse.ValueType
+    """Where the subtitles go."""
+    subtitle_language: _builtins.str
+    """Language of the subtitles (BCP 47, for example `en` or `zh-Hans`), told by tracks; empty: not known."""
+    loop_seconds: _builtins.float
+    """Seconds of cross-fade from the end into the beginning, so that the clip repeats without a seam; it becomes shorter by
+    as much. 0: none.
+    """
+    aspect: Global___Aspect.ValueType
+    """Shape of the finished clip, instead of `width` and `height`: the largest even size of that shape that a crop leaves, or
+    the smallest that holds the picture where `fit` pads.
+    """
     @_builtins.property
     def label(self) -> Global___Label:
         """A visible line of text, for example "AI generated"."""
@@ -192,6 +265,10 @@ class FinishPlan(_message.Message):
     @_builtins.property
     def logo(self) -> Global___Logo:
         """A picture laid over every frame."""
+
+    @_builtins.property
+    def adjustments(self) -> Global___Adjustments:
+        """Changes of light, colour and sharpness; not set: none."""
 
     def __init__(
         self,
@@ -208,17 +285,26 @@ class FinishPlan(_message.Message):
         logo: Global___Logo | None = ...,
         subtitles: _builtins.str = ...,
         watermark_id: _builtins.int | None = ...,
+        subtitle_use: Global___SubtitleUse.ValueType = ...,
+        subtitle_language: _builtins.str = ...,
+        adjustments: Global___Adjustments | None = ...,
+        loop_seconds: _builtins.float = ...,
+        aspect: Global___Aspect.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "_logo", b"_logo", "_watermark_id", b"_watermark_id", "label", b"label", "logo", b"logo", "watermark_id", b"watermark_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_label", b"_label", "_logo", b"_logo", "_watermark_id", b"_watermark_id", "adjustments", b"adjustments", "label", b"label", "logo", b"logo", "watermark_id", b"watermark_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "_logo", b"_logo", "_watermark_id", b"_watermark_id", "fade_in_seconds", b"fade_in_seconds", "fade_out_seconds", b"fade_out_seconds", "fit", b"fit", "height", b"height", "label", b"label", "logo", b"logo", "subtitles", b"subtitles", "target_fps", b"target_fps", "upscale", b"upscale", "upscaler", b"upscaler", "watermark_id", b"watermark_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_label", b"_label", "_logo", b"_logo", "_watermark_id", b"_watermark_id", "adjustments", b"adjustments", "aspect", b"aspect", "fade_in_seconds", b"fade_in_seconds", "fade_out_seconds", b"fade_out_seconds", "fit", b"fit", "height", b"height", "label", b"label", "logo", b"logo", "loop_seconds", b"loop_seconds", "subtitle_language", b"subtitle_language", "subtitle_use", b"subtitle_use", "subtitles", b"subtitles", "target_fps", b"target_fps", "upscale", b"upscale", "upscaler", b"upscaler", "watermark_id", b"watermark_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adjustments: _TypeAlias = _typing.Literal["adjustments"]  # noqa: Y015
+    _WhichOneofArgType__adjustments: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments"]  # noqa: Y015
     _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
     _WhichOneofReturnType__logo: _TypeAlias = _typing.Literal["logo"]  # noqa: Y015
     _WhichOneofArgType__logo: _TypeAlias = _typing.Literal["_logo", b"_logo"]  # noqa: Y015
     _WhichOneofReturnType__watermark_id: _TypeAlias = _typing.Literal["watermark_id"]  # noqa: Y015
     _WhichOneofArgType__watermark_id: _TypeAlias = _typing.Literal["_watermark_id", b"_watermark_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adjustments) -> _WhichOneofReturnType__adjustments | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
     @_typing.overload
@@ -227,6 +313,63 @@ class FinishPlan(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__watermark_id) -> _WhichOneofReturnType__watermark_id | None: ...
 
 Global___FinishPlan: _TypeAlias = FinishPlan  # noqa: Y015
+
+@_typing.final
+class Adjustments(_message.Message):
+    """Adjustments change light, colour and sharpness. What is not set changes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRIGHTNESS_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
+    SATURATION_FIELD_NUMBER: _builtins.int
+    GAMMA_FIELD_NUMBER: _builtins.int
+    SHARPNESS_FIELD_NUMBER: _builtins.int
+    brightness: _builtins.float
+    """Added to the light: -1 (black) to 1 (white)."""
+    contrast: _builtins.float
+    """Spread of the light around the middle: 0 (grey) to 4; 1 changes nothing."""
+    saturation: _builtins.float
+    """Strength of the colours: 0 (none) to 4; 1 changes nothing."""
+    gamma: _builtins.float
+    """Exponent that lifts (above 1) or lowers the middle tones: 0.1 to 10; 1 changes nothing."""
+    sharpness: _builtins.float
+    """Sharpening: 0 changes nothing, at most 4."""
+    def __init__(
+        self,
+        *,
+        brightness: _builtins.float | None = ...,
+        contrast: _builtins.float | None = ...,
+        saturation: _builtins.float | None = ...,
+        gamma: _builtins.float | None = ...,
+        sharpness: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_brightness", b"_brightness", "_contrast", b"_contrast", "_gamma", b"_gamma", "_saturation", b"_saturation", "_sharpness", b"_sharpness", "brightness", b"brightness", "contrast", b"contrast", "gamma", b"gamma", "saturation", b"saturation", "sharpness", b"sharpness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_brightness", b"_brightness", "_contrast", b"_contrast", "_gamma", b"_gamma", "_saturation", b"_saturation", "_sharpness", b"_sharpness", "brightness", b"brightness", "contrast", b"contrast", "gamma", b"gamma", "saturation", b"saturation", "sharpness", b"sharpness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__brightness: _TypeAlias = _typing.Literal["brightness"]  # noqa: Y015
+    _WhichOneofArgType__brightness: _TypeAlias = _typing.Literal["_brightness", b"_brightness"]  # noqa: Y015
+    _WhichOneofReturnType__contrast: _TypeAlias = _typing.Literal["contrast"]  # noqa: Y015
+    _WhichOneofArgType__contrast: _TypeAlias = _typing.Literal["_contrast", b"_contrast"]  # noqa: Y015
+    _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
+    _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__saturation: _TypeAlias = _typing.Literal["saturation"]  # noqa: Y015
+    _WhichOneofArgType__saturation: _TypeAlias = _typing.Literal["_saturation", b"_saturation"]  # noqa: Y015
+    _WhichOneofReturnType__sharpness: _TypeAlias = _typing.Literal["sharpness"]  # noqa: Y015
+    _WhichOneofArgType__sharpness: _TypeAlias = _typing.Literal["_sharpness", b"_sharpness"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__brightness) -> _WhichOneofReturnType__brightness | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__contrast) -> _WhichOneofReturnType__contrast | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saturation) -> _WhichOneofReturnType__saturation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sharpness) -> _WhichOneofReturnType__sharpness | None: ...
+
+Global___Adjustments: _TypeAlias = Adjustments  # noqa: Y015
 
 @_typing.final
 class Label(_message.Message):

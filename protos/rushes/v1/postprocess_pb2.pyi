@@ -152,6 +152,8 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     """A small animated GIF."""
     ARTIFACT_KIND_ANIMATED_WEBP: _ArtifactKind.ValueType  # 7
     """A small animated WebP."""
+    ARTIFACT_KIND_SUBTITLES: _ArtifactKind.ValueType  # 8
+    """The subtitles as WebVTT; made where they are a track."""
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """ArtifactKind names something made from a clip: the first two are stills, the others files."""
@@ -171,6 +173,8 @@ ARTIFACT_KIND_GIF: ArtifactKind.ValueType  # 6
 """A small animated GIF."""
 ARTIFACT_KIND_ANIMATED_WEBP: ArtifactKind.ValueType  # 7
 """A small animated WebP."""
+ARTIFACT_KIND_SUBTITLES: ArtifactKind.ValueType  # 8
+"""The subtitles as WebVTT; made where they are a track."""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
 @_typing.final

@@ -26,6 +26,7 @@ from rushes.client.errors import (
 )
 from rushes.client.events import generation_at_end
 from rushes.client.finishing import finish_plan, video_settings
+from rushes.client.frames import ClipFrame
 from rushes.client.retry import RetryPolicy
 from rushes.client.settings import generation_spec
 from rushes.client.sync import Stream, SyncClient
@@ -36,6 +37,7 @@ __all__ = [
     "AlreadyExists",
     "Cancelled",
     "Client",
+    "ClipFrame",
     "DataLoss",
     "DeadlineExceeded",
     "DownloadedVideo",

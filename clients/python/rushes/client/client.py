@@ -24,6 +24,7 @@ from rushes.client.errors import (
     from_rpc_error,
 )
 from rushes.client.events import Cursor, EventCall, generation_at_end, unbroken
+from rushes.client.frames import ClipFrame, frame_range, whole_frames
 from rushes.client.retry import Patience, RetryPolicy
 from rushes.client.trace import TraceContext
 from rushes.v1 import catalog_pb2, generation_pb2, usage_pb2
@@ -296,6 +297,33 @@ class Client:
                 if on_progress is not None:
                     on_progress(done, total)
         return DownloadedVideo(path=destination, size_bytes=size_bytes, sha256=sha256)
+
+    async def frames(
+        self,
+        generation_id: str,
+        *,
+        first: int = 0,
+        count: int = 0,
+        form: str = "png",
+        quality: int = 0,
+        max_edge: int = 0,
+    ) -> AsyncGenerator[ClipFrame, None]:
+        """Frames of a finished clip as pictures: `count` from `first` on, 0 for all that follow.
+
+        `form` is `png`, `jpeg` or `webp`; `quality` (1 to 100) is of the last two; the longer edge is at most
+        `max_edge` pixels if that is not 0. Raises `FailedPrecondition` if there is no clip, `OutOfRange`.
+        """
+        request = generation_pb2.DownloadFramesRequest(
+            id=generation_id, range=frame_range(first, count, form, quality, max_edge)
+        )
+        call = self._generations.DownloadFrames(request, metadata=self._metadata(None))
+        try:
+            async for frame in whole_frames(call):
+                yield frame
+        except grpc.aio.AioRpcError as failed:
+            raise from_rpc_error(failed) from None
+        finally:
+            call.cancel()
 
     async def models(self) -> tuple[catalog_pb2.Model, ...]:
         """The models that can be asked for, the default first."""

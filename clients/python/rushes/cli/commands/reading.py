@@ -2,6 +2,7 @@
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -91,6 +92,33 @@ def download(
 
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     asyncio.run(reading.download(endpoint, generation_id, output, file, as_json=as_json))
+
+
+@app.command()
+def frames(
+    generation_id: o.GenerationId,
+    *,
+    frame_range: Annotated[
+        str, typer.Option("--range", help="FIRST:END, without END; either may be left out. Default: all.")
+    ] = ":",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures.")] = Path(),
+    form: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 92,
+    max_edge: Annotated[int, typer.Option(min=0, help="Longer edge in pixels at most; 0 keeps the size.")] = 0,
+    gateway: o.Gateway = None,
+    api_key: o.ApiKey = None,
+    tls: o.UseTls = False,
+    ca: o.Ca = None,
+    state: o.State = None,
+    as_json: o.Json = False,
+) -> None:
+    """Save frames of a finished clip as pictures; needs a running gateway."""
+    from rushes.cli.endpoint import Endpoint
+    from rushes.cli.frames import Wanted, save_frames
+
+    endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
+    wanted = Wanted.of(frame_range, form=form, quality=quality, max_edge=max_edge)
+    asyncio.run(save_frames(endpoint, generation_id, wanted, out, as_json=as_json))
 
 
 @app.command()
