@@ -58,6 +58,11 @@ class DenoiserConfig(ModelServiceConfig):
         ge=0,
         description="host memory for states at the expert boundary, which requests that ask for it begin from",
     )
+    preview_decoder: Literal["auto", "projection", "tiny", "vae", "measure"] = Field(
+        "auto",
+        description="what makes previews: auto takes the tiny decoder that the manifest names, else the projection;"
+        " measure takes the model's own decoder where that is cheap",
+    )
     attention: str = Field(
         "sdpa",
         description="the kernel for self-attention: sdpa leaves it to torch, measure takes the fastest at start, or a"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from services.denoiser.outbox import Outbox
-from services.denoiser.previews import PreviewRequest, encode_picture
+from services.denoiser.previews import PreviewRequest, Source, encode_picture
 from services.denoiser.shapes import VideoShape
 
 
@@ -19,9 +19,17 @@ class _Exposed:
 class Darkroom:
     """Encodes previews in a thread that is not the device's and puts them into the outbox."""
 
-    def __init__(self, request: PreviewRequest, shape: VideoShape, outbox: Outbox, group: asyncio.TaskGroup) -> None:
-        """`group` is the lifetime of the encoding."""
+    def __init__(
+        self,
+        request: PreviewRequest,
+        shape: VideoShape,
+        outbox: Outbox,
+        group: asyncio.TaskGroup,
+        source: Source,
+    ) -> None:
+        """`group` is the lifetime of the encoding, `source` what makes the pixels."""
         self._request = request
+        self._source = source
         self._shape = shape
         self._outbox = outbox
         self._group = group
@@ -56,6 +64,7 @@ class Darkroom:
                     clip_width=self._shape.width,
                     clip_height=self._shape.height,
                     max_edge=self._request.max_edge,
+                    source=self._source,
                 )
                 self._outbox.put_picture(picture)
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from rushes.v1 import denoiser_pb2, sampling_pb2, tensors_pb2
 from services.chassis.bundles import Bundle, BundleReceiver, unpack
@@ -15,7 +16,7 @@ from services.denoiser.guidance import Guidance
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import prefix_key
-from services.denoiser.previews import PreviewRequest
+from services.denoiser.previews import DEFAULT_FRAMES, PreviewRequest
 from services.denoiser.session import CheckpointPolicy, Studio, Work
 from services.denoiser.settings import Settings
 from services.denoiser.shapes import VideoShape
@@ -198,11 +199,11 @@ def _step_cache_threshold(sampling: sampling_pb2.SamplingSettings) -> float | No
 
 def _previews(settings: sampling_pb2.PreviewSettings) -> PreviewRequest:
     encodings = {number: name for name, number in ENCODINGS.items()}
+    encoding: Literal["webp", "jpeg"] = "jpeg" if encodings.get(settings.format) == "jpeg" else "webp"
+    # A JPEG does not move.
+    frames = 1 if encoding == "jpeg" else settings.frames or DEFAULT_FRAMES
     return PreviewRequest(
-        every_steps=settings.every_steps,
-        max_edge=settings.max_edge,
-        frames=settings.frames or 1,
-        encoding="jpeg" if encodings.get(settings.format) == "jpeg" else "webp",
+        every_steps=settings.every_steps, max_edge=settings.max_edge, frames=frames, encoding=encoding
     )
 
 

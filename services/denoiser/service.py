@@ -17,7 +17,7 @@ from services.denoiser.inventory import memory_message, residency_message, shari
 from services.denoiser.outbox import Outbox
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
-from services.denoiser.previews import LatentProjection
+from services.denoiser.preview_decoder import choose_developer
 from services.denoiser.session import Session, Studio
 from services.denoiser.spans import Spans
 from services.denoiser.step_scheduler import StepScheduler
@@ -66,7 +66,7 @@ class DenoiserService(denoiser_pb2_grpc.DenoiserServiceServicer):
         described = description(
             self._studio.pool,
             self._turnstile.capacity,
-            acceleration_message(self._studio.guidance_batch, self._studio.acceleration),
+            acceleration_message(self._studio.guidance_batch, self._studio.acceleration, self._studio.projection),
         )
         described.memory.CopyFrom(memory_message(self._studio.memory, *self._turnstile.memory))
         described.residency.CopyFrom(residency_message(self._studio.pool))
@@ -101,7 +101,7 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             pool=pool,
             thread=thread,
             shelf=AdapterShelf(folder, config.adapter_cache_bytes),
-            projection=LatentProjection(pool.manifest.latent_rgb, device),
+            projection=await thread.run(choose_developer, folder, pool, config.preview_decoder),
             guidance_batch=guidance_batch,
             acceleration=acceleration,
             prefixes=PrefixCache(config.prefix_cache_bytes),

@@ -25,7 +25,7 @@ from services.denoiser.pace import Pace
 from services.denoiser.plan import Plan
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
-from services.denoiser.previews import LatentProjection, PreviewRequest
+from services.denoiser.previews import Developer, PreviewRequest
 from services.denoiser.sampler import denoise, prior
 from services.denoiser.sharing import Offer, StepSharing, evaluate_together
 from services.denoiser.solvers import SolverState, solver_step
@@ -75,7 +75,7 @@ class Studio:
     pool: ExpertPool
     thread: DeviceThread
     shelf: AdapterShelf
-    projection: LatentProjection
+    projection: Developer
     guidance_batch: GuidanceBatch
     prefixes: PrefixCache
     acceleration: Acceleration
@@ -262,7 +262,7 @@ class Session:
         if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
             return None
         began = time.monotonic()
-        pixels = self._studio.projection(step.x0(), request.frames)
+        pixels = self._studio.projection(step.x0(), request.frames, step.index // request.every_steps)
         return began, time.monotonic() - began, pixels
 
     def _report(self, timed_step: TimedStep, shared: Foreseen | None) -> None:
@@ -301,7 +301,7 @@ class Session:
     def _darkroom(self, group: asyncio.TaskGroup) -> Darkroom | None:
         if self._work.previews is None or self._work.previews.every_steps == 0:
             return None
-        return Darkroom(self._work.previews, self._plan.shape, self._outbox, group)
+        return Darkroom(self._work.previews, self._plan.shape, self._outbox, group, self._studio.projection.source)
 
     async def _checkpoint(self, state: SolverState, seconds: float) -> None:
         steps, elapsed = self._since_checkpoint[0] + 1, self._since_checkpoint[1] + seconds

@@ -13,7 +13,7 @@ from services.denoiser.outbox import Ending, Item, Parcel, Reason, StepReport
 from services.denoiser.plan import Plan
 from services.denoiser.pool import ExpertPool
 from services.denoiser.presets import presets
-from services.denoiser.previews import Picture
+from services.denoiser.previews import Developer, Picture
 from services.denoiser.schedule import SigmaRule, Solver
 from services.denoiser.settings import Settings
 from services.denoiser.spans import Spans
@@ -52,6 +52,13 @@ SOURCES: Final[Mapping[Source, denoiser_pb2.DefaultSource.ValueType]] = MappingP
 )
 STEP_CACHES: Final[Mapping[str, sampling_pb2.StepCache.ValueType]] = MappingProxyType(
     {"off": sampling_pb2.STEP_CACHE_OFF, "first_block": sampling_pb2.STEP_CACHE_FIRST_BLOCK}
+)
+PREVIEW_SOURCES: Final[Mapping[str, sampling_pb2.PreviewSource.ValueType]] = MappingProxyType(
+    {
+        "projection": sampling_pb2.PREVIEW_SOURCE_PROJECTION,
+        "tiny": sampling_pb2.PREVIEW_SOURCE_TINY_DECODER,
+        "vae": sampling_pb2.PREVIEW_SOURCE_DECODER,
+    }
 )
 ENCODINGS: Final[Mapping[str, sampling_pb2.ImageFormat.ValueType]] = MappingProxyType(
     {"webp": sampling_pb2.IMAGE_FORMAT_WEBP, "jpeg": sampling_pb2.IMAGE_FORMAT_JPEG}
@@ -141,6 +148,7 @@ def messages(item: Item, plan: Plan) -> Iterator[denoiser_pb2.DenoiseResponse]:
                     height=item.height,
                     frames=item.frames,
                     data=item.data,
+                    source=PREVIEW_SOURCES[item.source],
                 )
             )
         case Parcel():
@@ -182,7 +190,9 @@ def _span_messages(spans: Spans) -> list[latency_pb2.Span]:
     ]
 
 
-def acceleration_message(guidance: GuidanceBatch, chosen: Acceleration) -> denoiser_pb2.Acceleration:
+def acceleration_message(
+    guidance: GuidanceBatch, chosen: Acceleration, developer: Developer
+) -> denoiser_pb2.Acceleration:
     """How this process computes."""
     message = denoiser_pb2.Acceleration(
         attention=chosen.attention,
@@ -196,6 +206,7 @@ def acceleration_message(guidance: GuidanceBatch, chosen: Acceleration) -> denoi
         offloaded=chosen.offloaded,
         guidance_batch=guidance.mode,
         tensorrt=chosen.engines == "tensorrt",
+        preview_source=PREVIEW_SOURCES[developer.source],
     )
     if guidance.measured is not None:
         message.batched_seconds = guidance.measured.batched_seconds

@@ -53,7 +53,7 @@ def resolve(
     if not spec.artifacts:
         spec.artifacts.extend(DEFAULT_ARTIFACTS)
     spec.tier = spec.tier or generation_pb2.TIER_STANDARD
-    violations = over_limits(spec, model.limits) + _reversed_interval(spec.sampling)
+    violations = over_limits(spec, model.limits) + _rare_previews(spec) + _reversed_interval(spec.sampling)
     if violations:
         raise InvalidRequest(violations=violations)
     return spec
@@ -107,6 +107,13 @@ def _forwards(sigmas: Sequence[float], scale: float, sampling: sampling_pb2.Samp
     highest = sampling.guidance_timestep_max if sampling.HasField("guidance_timestep_max") else 1000.0
     guided = sum(sampling.guidance_timestep_min <= sigma * 1000 <= highest for sigma in sigmas)
     return 1.0 + guided / len(sigmas)
+
+
+def _rare_previews(spec: generation_pb2.GenerationSpec) -> list[FieldViolation]:
+    most = max(spec.sampling.steps, DEFAULT_PREVIEWS.every_steps)
+    if spec.previews.every_steps <= most:
+        return []
+    return [FieldViolation(field="spec.previews.every_steps", rule=f"must be at most the {most} steps, or 0 for none")]
 
 
 def _reversed_interval(sampling: sampling_pb2.SamplingSettings) -> list[FieldViolation]:

@@ -137,7 +137,8 @@ class Manifest(_Strict):
     """The content of `rushes.json`, or the reference's values where there is none.
 
     `id` names the model in requests, `notice` is one line that users are shown, `demonstration` marks a model that is
-    not the published one. `sources` says for every field of `defaults` where its value came from.
+    not the published one. `preview_decoder` names a component of the model index, a small `AutoencoderKLWan`.
+    `sources` says for every field of `defaults` where its value came from.
     """
 
     schema_version: Literal[1] = 1
@@ -150,6 +151,7 @@ class Manifest(_Strict):
     limits: Limits = Limits()
     text: TextLimits = TextLimits()
     latent_rgb: LatentRgb = WAN21_LATENT_RGB
+    preview_decoder: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] | None = None
     files: Mapping[str, FileEntry] = Field(default_factory=dict)
     adapters: tuple[AdapterEntry, ...] = ()
     presets: tuple[PresetEntry, ...] = ()

@@ -14,7 +14,7 @@ from services.chassis.errors import FailedPrecondition
 from services.denoiser.experts import Expert
 from services.denoiser.outbox import Ending, Item, Outbox, Parcel, Reason, StepReport
 from services.denoiser.pace import Pace
-from services.denoiser.previews import LatentProjection, Picture, PreviewRequest, encode_picture, spread
+from services.denoiser.previews import LatentProjection, Picture, PreviewRequest, encode_picture, window
 from services.denoiser.reference import differences
 from services.denoiser.spans import Spans
 from services.model.folder import ModelFolder
@@ -35,7 +35,14 @@ def picture(index: int) -> Picture:
 
 
 ENDING = Ending(
-    reason=Reason.COMPLETED, next_step=2, steps_run=2, device_seconds=0.2, previews_dropped=0, spans=Spans()
+    reason=Reason.COMPLETED,
+    next_step=2,
+    steps_run=2,
+    steps_shared=0,
+    guidance_split=False,
+    device_seconds=0.2,
+    previews_dropped=0,
+    spans=Spans(),
 )
 
 
@@ -94,11 +101,18 @@ def test_nothing_measured_means_nothing_estimated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("available", "wanted", "chosen"),
-    [(5, 1, [2]), (5, 3, [0, 2, 4]), (3, 9, [0, 1, 2]), (1, 4, [0]), (21, 2, [0, 20])],
+    ("available", "wanted", "turns"),
+    [
+        (5, 1, [[2], [2]]),
+        (5, 3, [[1, 2, 3], [1, 2, 3], [1, 2, 3]]),
+        (3, 9, [[0, 1, 2], [0, 1, 2]]),
+        (1, 4, [[0]]),
+        (21, 4, [[9, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20], [3, 4, 5, 6]]),
+    ],
 )
-def test_frames_are_spread_over_the_clip(available: int, wanted: int, chosen: list[int]) -> None:
-    assert spread(available, wanted) == chosen
+def test_the_window_begins_in_the_middle_and_moves_on(available: int, wanted: int, turns: list[list[int]]) -> None:
+    for turn, chosen in enumerate(turns):
+        assert list(range(available))[window(available, wanted, turn)] == chosen
 
 
 def test_latents_become_colours_by_the_models_map() -> None:
@@ -106,7 +120,7 @@ def test_latents_become_colours_by_the_models_map() -> None:
     x0 = torch.zeros(1, 2, 3, 2, 2)
     x0[0, 0, 1] = 1.0
     x0[0, 1, 1] = -2.0
-    pixels = LatentProjection(latent_rgb, torch.device("cpu"))(x0, 1)
+    pixels = LatentProjection(latent_rgb, torch.device("cpu"))(x0, 1, 0)
     assert pixels.shape == (1, 2, 2, 3)
     assert pixels[0, 0, 0].tolist() == [255, 0, 0]
 

@@ -242,6 +242,10 @@ BAD = {
             sampling={"guidance_timestep_min": 900.0, "guidance_timestep_max": 899.0},  # type: ignore[arg-type]
         )
     ],
+    "spec.previews.every_steps": [
+        gp.GenerationSpec(prompt="a", previews={"every_steps": every})  # type: ignore[arg-type]
+        for every in (-1, 7, 5000)
+    ],
     "spec.preset": [gp.GenerationSpec(prompt="a", preset="fast"), gp.GenerationSpec(prompt="a", preset="x" * 99)],
     "spec.sampling.solver": [gp.GenerationSpec(prompt="a", sampling={"solver": 99})],  # type: ignore[arg-type]
 }
