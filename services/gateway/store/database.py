@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
+import re
 import time
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy
-from sqlalchemy import Executable, event
+from sqlalchemy import ClauseElement, Executable, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, CursorResult, Engine, make_url
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.gateway.store import migrations
 from services.gateway.store.notifications import CHANNEL, LocalNotifications, Notifications, PostgresNotifications
@@ -22,6 +24,10 @@ BUSY_POLL_SECONDS = 0.005
 CHECKPOINT_SECONDS = 5.0
 POOL_SIZE = 8
 TOPICS = "topics"
+PING_AFTER_SECONDS = 1.0
+_USED = "used"
+_PING = sqlalchemy.text("SELECT 1")
+_PARAMETER = re.compile(r"%\((?=\w+\)s)")
 
 
 class Connection(Protocol):
@@ -33,6 +39,12 @@ class Connection(Protocol):
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement; its rows are all there."""
+
+    async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
+        """Run a statement whose result nobody needs, at the latest before the commit.
+
+        It must be built once and for all, its values in `parameters`, and touch no row that another such one touches.
+        """
 
 
 class Database(Protocol):
@@ -73,6 +85,10 @@ class _InlineConnection:
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement."""
         return self._connection.execute(statement, parameters)
+
+    async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
+        """Run one statement."""
+        self._connection.execute(statement, parameters)
 
 
 class SqliteDatabase:
@@ -144,6 +160,54 @@ class SqliteDatabase:
                 yield connection
 
 
+class _DeferringConnection:
+    """A connection of PostgreSQL, to which a round trip costs more than a statement.
+
+    Statements without results and the bells go with the commit: all in one, as common table expressions.
+    """
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._deferred: list[tuple[Executable, Mapping[str, Any]]] = []
+
+    @property
+    def info(self) -> MutableMapping[Any, Any]:
+        """Notes that go with the connection."""
+        return self._connection.info
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement."""
+        return await self._connection.execute(statement, parameters)
+
+    async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
+        """Keep a statement for `flush`."""
+        self._deferred.append((statement, parameters))
+
+    async def flush(self, topics: Sequence[str]) -> None:
+        """Run what was kept, and ring `topics` at the commit."""
+        if not self._deferred and not topics:
+            return
+        values: dict[str, Any] = {f"topic_{number}": topic for number, topic in enumerate(topics)}
+        for number, (_, parameters) in enumerate(self._deferred):
+            values |= {f"d{number}_{name}": value for name, value in parameters.items()}
+        sql = _flush_sql(tuple(statement for statement, _ in self._deferred), len(topics))
+        await self._connection.exec_driver_sql(sql, values)
+        self._deferred.clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _flush_sql(statements: tuple[Executable, ...], topics: int) -> str:
+    """One statement that runs all of `statements`, the parameters of each under names of its own, and rings."""
+    parts = []
+    for number, statement in enumerate(statements):
+        if not isinstance(statement, ClauseElement):
+            raise TypeError(f"{statement!r} cannot be run later")
+        sql = str(statement.compile(dialect=postgresql.dialect(paramstyle="pyformat")))
+        parts.append(f"d{number} AS ({_PARAMETER.sub(rf'%(d{number}_', sql)} RETURNING 1)")
+    bells = ", ".join(f"pg_notify('{CHANNEL}', %(topic_{number})s)" for number in range(topics))
+    return f"{'WITH ' if parts else ''}{', '.join(parts)} SELECT {bells or '1'}"
+
+
 class PostgresDatabase:
     """A PostgreSQL server, shared with other gateways."""
 
@@ -156,24 +220,41 @@ class PostgresDatabase:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
         """A connection in a read transaction."""
-        async with self._engine.connect() as connection:
-            yield connection
+        async with self._connect() as connection:
+            yield _DeferringConnection(connection)
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[Connection]:
         """A connection in a write transaction, committed at the end and rolled back on an error."""
-        topics: list[str] = []
-        async with self._engine.begin() as connection:
+        topics: dict[str, None] = {}
+        async with self._connect() as connection, connection.begin():
             connection.info[TOPICS] = topics
-            yield connection
+            deferring = _DeferringConnection(connection)
+            yield deferring
+            await deferring.flush(list(topics))
         for topic in topics:
             self.notifications.ring(topic)
 
     async def ring(self, connection: Connection, *topics: str) -> None:
         """Ring `topics` in every gateway once the write transaction of `connection` is committed."""
-        connection.info[TOPICS].extend(topics)
-        for topic in topics:
-            await connection.execute(sqlalchemy.select(sqlalchemy.func.pg_notify(CHANNEL, topic)))
+        connection.info[TOPICS].update(dict.fromkeys(topics))
+
+    @contextlib.asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that answers: one that has rested for a while is asked first, and replaced if it is dead."""
+        async with self._engine.connect() as connection:
+            if time.monotonic() - connection.info.get(_USED, 0.0) > PING_AFTER_SECONDS:
+                try:
+                    await connection.execute(_PING)
+                except DBAPIError as dead:
+                    if not dead.connection_invalidated:
+                        raise
+                await connection.rollback()
+            try:
+                yield connection
+            finally:
+                if not connection.invalidated:
+                    connection.info[_USED] = time.monotonic()
 
     def upsert(self, table: sqlalchemy.Table) -> Any:
         """An INSERT of the dialect, which knows `on_conflict_do_update`."""
@@ -222,9 +303,7 @@ async def _open_sqlite(url: URL) -> AsyncIterator[Database]:
 
 @contextlib.asynccontextmanager
 async def _open_postgres(url: URL) -> AsyncIterator[Database]:
-    engine = create_async_engine(
-        url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=True
-    )
+    engine = create_async_engine(url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
     libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         async with PostgresNotifications(libpq) as notifications:

@@ -18,6 +18,9 @@ EventOf = Callable[[Job], bytes]
 """Makes the serialised event that a change of a job writes, from the job after the change."""
 
 
+INSERT_EVENT = insert(events)
+INSERT_USAGE = insert(usage)
+DELETE_PREVIEW = delete(previews).where(previews.c.generation_id == bindparam("key"))
 FOLLOWERS = select(generations).where(generations.c.follows == bindparam("leader"), generations.c.state == State.QUEUED)
 
 
@@ -61,27 +64,28 @@ async def end(
     if row is None:
         return None
     job = Job.from_row(row)
-    await connection.execute(
-        insert(events).values(
-            generation_id=generation_id,
-            sequence=job.last_sequence,
-            epoch=job.lease_epoch,
-            owner=lease.owner if lease is not None else "",
-            created=now,
-            payload=story.terminal(job),
-        )
-    )
+    owner = lease.owner if lease is not None else ""
+    await connection.later(INSERT_EVENT, event_values(job, job.last_sequence, owner, now, story.terminal(job)))
     if job.started is not None:
         if database.postgres:
-            await connection.execute(delete(previews).where(previews.c.generation_id == generation_id))
-        await connection.execute(
-            insert(usage).values(
-                generation_id=generation_id, tenant=job.tenant, tier=job.tier, ended=now, **asdict(outcome.charge)
-            )
-        )
+            await connection.later(DELETE_PREVIEW, {"key": generation_id})
+        charge = {"generation_id": generation_id, "tenant": job.tenant, "tier": job.tier, "ended": now}
+        await connection.later(INSERT_USAGE, charge | asdict(outcome.charge))
     await database.ring(connection, topic(job.id))
     await _free_followers(database, connection, job, now=now, story=story)
     return job
+
+
+def event_values(job: Job, sequence: int, owner: str, created: float, payload: bytes) -> dict[str, object]:
+    """What `INSERT_EVENT` needs for one event of a job."""
+    return {
+        "generation_id": job.id,
+        "sequence": sequence,
+        "epoch": job.lease_epoch,
+        "owner": owner,
+        "created": created,
+        "payload": payload,
+    }
 
 
 @functools.cache

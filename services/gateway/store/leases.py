@@ -1,29 +1,42 @@
 """What workers do with generations: claim, heartbeat, write under the lease, finish; and the reaper."""
 
+import asyncio
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Select, bindparam, func, insert, select, union_all, update
+from sqlalchemy import (
+    CompoundSelect,
+    Executable,
+    Float,
+    Select,
+    String,
+    bindparam,
+    cast,
+    func,
+    null,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from services.gateway.fair_queue import Tier, TierClock, advance, choose_tier
 from services.gateway.store.conditions import QUEUED, RUNNING
 from services.gateway.store.database import Connection, Database
-from services.gateway.store.ending import EventOf, Story, end
+from services.gateway.store.ending import INSERT_EVENT, EventOf, Story, end, event_values
 from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
-from services.gateway.store.tables import events, generations, previews, tenants, tier_clocks
+from services.gateway.store.tables import generations, previews, tenants, tier_clocks
 from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 WHOLE_QUEUE = 0
 """The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
-CLOCKS = select(tier_clocks).order_by(tier_clocks.c.tier).with_for_update()
-INSERT_EVENTS = insert(events)
 TAKE = (
     update(generations)
     .where(generations.c.id == bindparam("key"), generations.c.state == State.QUEUED)
@@ -38,6 +51,15 @@ TAKE = (
     )
     .returning(*generations.c)
 )
+
+
+class _Overtaken(Enum):
+    """While the clocks were waited for, another gateway took the generation that was next."""
+
+    OVERTAKEN = auto()
+
+
+_OVERTAKEN: Final = _Overtaken.OVERTAKEN
 
 
 class LeaseStore:
@@ -60,23 +82,34 @@ class LeaseStore:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._story = story
-        upsert = database.upsert(tier_clocks)
-        excluded = {name: upsert.excluded[name] for name in ("start_tag", "virtual_time")}
-        self._set_clocks = upsert.on_conflict_do_update(index_elements=["tier"], set_=excluded)
-        self._heads = union_all(*(select(_head(number).subquery()) for number in self._tiers))
+        self._set_clocks = _set_clocks(database)
+        self._set_preview = _set_preview(database)
+        self._looking = _looking(self._tiers)
+        self._claiming = asyncio.Lock()
 
     async def claim(self, owner: str, *, started_event: EventOf, preempting: bool = False) -> tuple[Lease, Job] | None:
         """Lease the generation that fair queueing serves next, or None if none may run.
 
         `preempting` looks only at the tiers that take a device from others.
         """
+        # Claims wait for each other at the clocks anyway: here without holding a connection.
+        async with self._claiming:
+            while True:
+                taken = await self._claim(owner, started_event, preempting=preempting)
+                if taken is not _OVERTAKEN:
+                    return taken
+
+    async def _claim(
+        self, owner: str, started_event: EventOf, *, preempting: bool
+    ) -> tuple[Lease, Job] | _Overtaken | None:
         now = self._clock()
         async with self._database.write() as connection:
-            clocks = {
-                row.tier: TierClock(start_tag=row.start_tag, virtual_time=row.virtual_time)
-                for row in await connection.execute(CLOCKS)
-            }
-            heads = {row.tier: row for row in await connection.execute(self._heads, {"now": now})}
+            clocks, heads = {}, {}
+            for row in await connection.execute(self._looking, {"now": now}):
+                if row.id is None:
+                    clocks[row.tier] = TierClock(start_tag=row.start_tag, virtual_time=row.virtual_time)
+                else:
+                    heads[row.tier] = row.id
             capped = await self._capped(connection)
             virtual_time = clocks.get(WHOLE_QUEUE, TierClock()).start_tag
             tier = choose_tier(
@@ -90,18 +123,18 @@ class LeaseStore:
             )
             if tier is None:
                 return None
-            head = heads[tier.number]
-            taking = {"key": head.id, "owner": owner, "now": now, "until": now + self._lease_seconds}
+            taking = {"key": heads[tier.number], "owner": owner, "now": now, "until": now + self._lease_seconds}
             row = (await connection.execute(TAKE, taking)).one_or_none()
             if row is None:
-                return None
+                return _OVERTAKEN
             job = Job.from_row(row)
             clock = clocks.get(tier.number, TierClock())
             virtual_time, clock = advance(
                 virtual_time=virtual_time, clock=clock, tier=tier, cost=job.cost, start_tag=job.start_tag
             )
-            whole = {"tier": WHOLE_QUEUE, "start_tag": virtual_time, "virtual_time": 0.0}
-            await connection.execute(self._set_clocks, [whole, {"tier": tier.number, **asdict(clock)}])
+            whole = {"whole": WHOLE_QUEUE, "whole_start": virtual_time, "nothing": 0.0}
+            chosen = {"chosen": tier.number, "start": clock.start_tag, "virtual": clock.virtual_time}
+            await connection.later(self._set_clocks, whole | chosen)
             await _insert_events(connection, job, [started_event(job)], now)
             await self._database.ring(connection, topic(job.id))
         return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
@@ -140,15 +173,10 @@ class LeaseStore:
 
     async def preview(self, lease: Lease, version: int, payload: bytes) -> None:
         """Replace the latest preview, for watchers of other gateways."""
-        values = {"version": version, "payload": payload}
+        values = {"shown": lease.id, "number": version, "picture": payload}
         async with self._database.write() as connection:
             await _fenced(connection, lease, {"lease_owner": lease.owner})
-            upsert = self._database.upsert(previews)
-            await connection.execute(
-                upsert.values(generation_id=lease.id, **values).on_conflict_do_update(
-                    index_elements=["generation_id"], set_=values
-                )
-            )
+            await connection.later(self._set_preview, values)
             await self._database.ring(connection, topic(lease.id))
 
     async def finish(self, lease: Lease, outcome: Outcome) -> Job:
@@ -261,6 +289,19 @@ def _head(tier: int) -> Select[tuple[str, int]]:
     )
 
 
+def _looking(tiers: Iterable[int]) -> CompoundSelect[Any]:
+    """The clocks, locked until the commit, and behind them the generation that is next in each tier."""
+    clocks = (
+        select(tier_clocks).order_by(tier_clocks.c.tier).with_for_update().cte("clocks").prefix_with("MATERIALIZED")
+    )
+    no_tag, no_id = cast(null(), Float), cast(null(), String)
+    heads = [_head(number).subquery(f"head_{number}") for number in tiers]
+    return union_all(
+        select(clocks.c.tier, clocks.c.start_tag, clocks.c.virtual_time, no_id.label("id")),
+        *(select(head.c.tier, no_tag, no_tag, head.c.id) for head in heads),
+    )
+
+
 def _requeued() -> dict[str, object]:
     return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
 
@@ -305,20 +346,26 @@ async def _read(connection: Connection, lease: Lease) -> Job | None:
 
 
 async def _insert_events(connection: Connection, job: Job, payloads: Sequence[bytes], now: float) -> None:
-    if not payloads:
-        return
     first = job.last_sequence - len(payloads) + 1
-    await connection.execute(
-        INSERT_EVENTS,
+    for sequence, payload in enumerate(payloads, start=first):
+        await connection.later(INSERT_EVENT, event_values(job, sequence, job.lease_owner or "", now, payload))
+
+
+def _set_clocks(database: Database) -> Executable:
+    """Sets the clocks of the whole queue and of the chosen tier."""
+    upsert = database.upsert(tier_clocks).values(
         [
-            {
-                "generation_id": job.id,
-                "sequence": first + offset,
-                "epoch": job.lease_epoch,
-                "owner": job.lease_owner or "",
-                "created": now,
-                "payload": payload,
-            }
-            for offset, payload in enumerate(payloads)
-        ],
+            {"tier": bindparam("whole"), "start_tag": bindparam("whole_start"), "virtual_time": bindparam("nothing")},
+            {"tier": bindparam("chosen"), "start_tag": bindparam("start"), "virtual_time": bindparam("virtual")},
+        ]
     )
+    excluded = {name: upsert.excluded[name] for name in ("start_tag", "virtual_time")}
+    return typing.cast("Executable", upsert.on_conflict_do_update(index_elements=["tier"], set_=excluded))
+
+
+def _set_preview(database: Database) -> Executable:
+    """Replaces the latest preview of a generation."""
+    values = {"version": bindparam("number"), "payload": bindparam("picture")}
+    upsert = database.upsert(previews).values(generation_id=bindparam("shown"), **values)
+    excluded = {name: upsert.excluded[name] for name in values}
+    return typing.cast("Executable", upsert.on_conflict_do_update(index_elements=["generation_id"], set_=excluded))
