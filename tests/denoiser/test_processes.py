@@ -17,9 +17,10 @@ import pytest
 from rushes.v1 import denoiser_pb2
 from services.chassis.channels import open_channel
 from services.model.errors import ModelRefused
-from tests.denoiser.caller import Caller, Outcome, Received, collect, conditioning, requests, start
+from tests.denoiser.caller import STEPS, Caller, Outcome, Received, collect, conditioning, requests, start
 from tests.denoiser.conftest import Serve
 
+SOLVERS = ("SOLVER_EULER", "SOLVER_UNIPC", "SOLVER_DPMPP_2M")
 LONG: dict[str, Any] = {"shape": {"width": 128, "height": 128, "num_frames": 17}, "sampling": {"steps": 30}}
 
 
@@ -56,7 +57,7 @@ async def denoiser(model: Path, socket: Path, *flags: str) -> AsyncIterator[Deno
 async def test_work_survives_its_process(untrained: Path, tmp_path: Path) -> None:
     text = conditioning()
     async with AsyncExitStack() as stack:
-        flags = {"both": (), "high": ("--experts", "high"), "low": ("--experts", "low")}
+        flags = {"both": ("--slots", "3"), "high": ("--experts", "high"), "low": ("--experts", "low")}
         async with asyncio.TaskGroup() as group:
             starting = {
                 name: group.create_task(stack.enter_async_context(denoiser(untrained, tmp_path / name, *each)))
@@ -76,6 +77,10 @@ async def test_work_survives_its_process(untrained: Path, tmp_path: Path) -> Non
         rest = await low.caller.denoise(text=text, state=first.state, first_step=boundary, **LONG)
         assert rest.bundles[-1].payload == latents
 
+        # Every solver, cut at every step, each step in another process than the one before.
+        for solver in SOLVERS:
+            await cut_at_every_step_over_processes(solver, both.caller, high.caller, low.caller, text)
+
         # SIGTERM in the middle of a run.
         handed = await drained_by_sigterm(high, text)
         assert handed.result is not None
@@ -83,12 +88,35 @@ async def test_work_survives_its_process(untrained: Path, tmp_path: Path) -> Non
         rest = await both.caller.denoise(text=text, state=handed.state, first_step=handed.result.next_step, **LONG)
         assert rest.bundles[-1].payload == latents
 
-        # kill -9 between two checkpoints; continued from the last one.
-        checkpoint = await last_checkpoint_before_the_kill(both, text, boundary)
-        step = checkpoint.announced.next_step
-        resumed = await low.caller.denoise(text=text, state=checkpoint.payload, first_step=step, **LONG)
-        assert [each.index for each in resumed.steps] == list(range(step, LONG["sampling"]["steps"]))
-        assert resumed.bundles[-1].payload == latents
+        # kill -9 between two checkpoints of each solver; continued from the last one.
+        lengthy = {solver: {**LONG, "sampling": {**LONG["sampling"], "solver": solver}} for solver in SOLVERS}
+        expected = {
+            solver: (await both.caller.denoise(text=text, **fields)).bundles[-1].payload
+            for solver, fields in lengthy.items()
+        }
+        assert len(set(expected.values())) == len(SOLVERS)
+        checkpoints = await last_checkpoints_before_the_kill(both, text, boundary, lengthy)
+        for solver, checkpoint in checkpoints.items():
+            step = checkpoint.announced.next_step
+            resumed = await low.caller.denoise(text=text, state=checkpoint.payload, first_step=step, **lengthy[solver])
+            assert [each.index for each in resumed.steps] == list(range(step, LONG["sampling"]["steps"]))
+            assert resumed.bundles[-1].payload == expected[solver]
+
+
+async def cut_at_every_step_over_processes(solver: str, both: Caller, high: Caller, low: Caller, text: bytes) -> None:
+    """A run of which every other step is made by the process with both experts, the rest by those with one each."""
+    sampling = {"solver": solver}
+    whole = await both.denoise(text=text, sampling=sampling)
+    assert whole.accepted is not None
+    boundary, state = whole.accepted.boundary_step, b""
+    assert 0 < boundary < STEPS
+    for step in range(STEPS):
+        single = high if step < boundary else low
+        outcome = await (both if step % 2 else single).denoise(
+            text=text, state=state, first_step=step, end_step=step + 1, sampling=sampling
+        )
+        state = outcome.state
+    assert state == whole.bundles[-1].payload
 
 
 async def drained_by_sigterm(leaving: Denoiser, text: bytes) -> Outcome:
@@ -106,25 +134,32 @@ async def drained_by_sigterm(leaving: Denoiser, text: bytes) -> Outcome:
     return handed
 
 
-async def last_checkpoint_before_the_kill(victim: Denoiser, text: bytes, boundary: int) -> Received:
-    """Run until a checkpoint behind the boundary has arrived whole and another step is done, then kill -9."""
+async def last_checkpoints_before_the_kill(
+    victim: Denoiser, text: bytes, boundary: int, runs: dict[str, dict[str, Any]]
+) -> dict[str, Received]:
+    """Run all until each has sent a checkpoint from behind the boundary and finished another step, then kill -9."""
     policy = denoiser_pb2.CheckpointPolicy(every_steps=3)
-    call = victim.caller.stub.Denoise(requests(start(text, checkpoints=policy, **LONG), text))
+    ready: set[str] = set()
 
-    async def until_killed() -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
+    async def until_killed(name: str) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         newest = 0
+        call = victim.caller.stub.Denoise(requests(start(text, checkpoints=policy, **runs[name]), text))
         with suppress(grpc.aio.AioRpcError):
             async for response in call:
                 yield response
                 if response.WhichOneof("message") == "bundle":
                     newest = response.bundle.next_step
                 if response.WhichOneof("message") == "step" and newest >= boundary:
+                    ready.add(name)
+                if len(ready) == len(runs):
                     victim.process.kill()
 
-    outcome = await collect(until_killed())
-    assert outcome.result is None
+    async with asyncio.TaskGroup() as group:
+        tasks = {name: group.create_task(collect(until_killed(name))) for name in runs}
+    outcomes = {name: task.result() for name, task in tasks.items()}
+    assert all(outcome.result is None for outcome in outcomes.values())
     assert await victim.process.wait() == -signal.SIGKILL
-    return outcome.bundles[-1]
+    return {name: outcome.bundles[-1] for name, outcome in outcomes.items()}
 
 
 async def test_a_folder_that_must_not_be_served_is_refused_at_start(serve: Serve, tmp_path: Path) -> None:
