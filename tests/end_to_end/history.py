@@ -25,8 +25,10 @@ def check_history(events: Sequence[GenerationEvent]) -> None:
 
 
 def check_database(path: Path) -> None:
-    """Every accepted generation is in one terminal state, has and has one terminal event, its last."""
+    """Every accepted generation is in a terminal state, and no lease on it is left."""
     with sqlite3.connect(path) as connection:
         states = [state for (state,) in connection.execute("SELECT state FROM generations")]
+        held = connection.execute("SELECT id, lease_until FROM generations WHERE lease_until IS NOT NULL").fetchall()
     assert states
     assert set(states) <= {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+    assert held == []
