@@ -4,12 +4,14 @@ from rushes.v1 import catalog_pb2, catalog_pb2_grpc
 from services.chassis.incoming import Context
 from services.gateway.access import Access
 from services.gateway.catalog import Catalog
+from services.gateway.outage import answers_outages
 from services.gateway.stages import Stages
 
 MAX_PROMPT_CHARACTERS = 8000
 """As the constraint in `generation.proto` says."""
 
 
+@answers_outages
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See `catalog.proto`."""
 

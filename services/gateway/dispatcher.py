@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from rushes.v1 import generation_pb2
 from services.chassis.errors import Internal, RushesError
@@ -15,6 +14,7 @@ from services.chassis.logs import logger
 from services.chassis.telemetry import tracer
 from services.gateway import views
 from services.gateway.chain import StageFailed
+from services.gateway.outage import DATABASE_AWAY
 from services.gateway.pool import FAULTS
 from services.gateway.run import Run, Workshop
 from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
@@ -24,7 +24,6 @@ from services.gateway.store.transitions import State
 
 POLL_SECONDS = 1.0
 """How long a bell is trusted: another process on the same SQLite file rings none."""
-DATABASE_AWAY = (OperationalError, InterfaceError)
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
@@ -130,8 +129,9 @@ class Dispatcher:
         self._notifications.ring(QUEUE_TOPIC)
 
     async def _attempt(self, run: Run, lease: Lease) -> Outcome | None:
-        """How the attempt ended; None when the lease was lost."""
+        """How the attempt ended; None when the lease was lost, or the database before the work could go on."""
         outcome: Outcome | None = None
+        unread = False
         try:
             async with asyncio.TaskGroup() as group:
                 beat = group.create_task(self._beat(lease), name=f"heartbeat-{lease.id}")
@@ -142,6 +142,9 @@ class Dispatcher:
                     sharing.cancel()
         except* LeaseLost:
             logger(__name__).warning("lease.lost", generation=lease.id, epoch=lease.epoch)
+        except* DATABASE_AWAY as away:
+            logger(__name__).warning("generation.retry", generation=lease.id, error=type(next(_leaves(away))).__name__)
+            unread = True
         except* CancelRequested:
             outcome = run.outcome(State.CANCELLED)
         except* StageFailed as failed:
@@ -152,6 +155,8 @@ class Dispatcher:
         except* Exception as unknown:  # noqa: BLE001 - a generation ends, whatever broke
             logger(__name__).exception("generation.broke", generation=lease.id, exc_info=unknown)
             outcome = run.outcome(State.FAILED, failure=_failure("gateway", Internal()))
+        if unread:
+            await self._release_in_time(lease)
         return outcome
 
     async def _beat(self, lease: Lease) -> None:
@@ -184,6 +189,16 @@ class Dispatcher:
             await asyncio.shield(self._workshop.leases.release(lease))
         except (LeaseLost, *DATABASE_AWAY) as failed:
             logger(__name__).warning("release.failed", generation=lease.id, error=type(failed).__name__)
+
+    async def _release_in_time(self, lease: Lease) -> None:
+        """Put a generation back once the database answers; should the lease run out before, the reaper does it."""
+        while True:
+            try:
+                await self._workshop.leases.release(lease)
+            except DATABASE_AWAY:
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
 
     async def _reap_for_ever(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from services.gateway import views
 from services.gateway.access import Access
 from services.gateway.artifacts import Artifacts, clip_key
 from services.gateway.creation import Creation
+from services.gateway.outage import answers_outages
 from services.gateway.pool import Pool
 from services.gateway.scheduler import Scheduler
 from services.gateway.stages import render_frames
@@ -26,6 +27,7 @@ FRAMES_WAIT_SECONDS = 10.0
 FRAMES_SECONDS = 600.0
 
 
+@answers_outages
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """See `generation.proto`."""
 

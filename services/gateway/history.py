@@ -5,9 +5,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Self
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from services.chassis.logs import logger
+from services.gateway.outage import DATABASE_AWAY
 from services.gateway.store.job import Lease
 from services.gateway.store.leases import NO_CHANGES, LeaseStore
 
@@ -92,7 +91,7 @@ class History:
         while True:
             try:
                 self._last = await self._leases.append(self._lease, payloads, after=self._last, changes=changes)
-            except (OperationalError, InterfaceError) as failed:
+            except DATABASE_AWAY as failed:
                 logger(__name__).warning("history.retry", generation=self._lease.id, error=type(failed).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
             else:

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from services.chassis.errors import RushesError
 from services.chassis.logs import logger
 from services.gateway.artifacts import KINDS, Artifacts
+from services.gateway.outage import DATABASE_AWAY
 from services.gateway.store.jobs import JobStore
 
 WRITE_WINDOW = timedelta(hours=1)
@@ -39,7 +38,7 @@ class Housekeeping:
             await asyncio.sleep(self._interval_seconds)
             try:
                 await self.clear()
-            except (OperationalError, InterfaceError, RushesError) as failed:
+            except (RushesError, *DATABASE_AWAY) as failed:
                 logger(__name__).warning("housekeeping.retry", error=type(failed).__name__)
 
     async def clear(self) -> None:

@@ -1,6 +1,7 @@
 """One attempt at a generation: what happens in the chain becomes events, checkpoints, previews and a clip."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +20,7 @@ from services.gateway.cost_model import CostModel
 from services.gateway.fair_queue import TIERS
 from services.gateway.history import History
 from services.gateway.latency import Part, Timeline
+from services.gateway.outage import DATABASE_AWAY
 from services.gateway.outputs import Outputs
 from services.gateway.stages import SolverBundle, Stages
 from services.gateway.store.job import Charge, Job, Lease, Outcome, StoredEvent
@@ -90,7 +92,9 @@ class Run:
                 latest = self._workshop.previews.latest(self._job.id)
                 if latest is not None and latest.version > shared:
                     shared = latest.version
-                    await self._workshop.leases.preview(self._lease, shared, latest.preview.SerializeToString())
+                    # The next one makes good what a database that is away does not take.
+                    with contextlib.suppress(*DATABASE_AWAY):
+                        await self._workshop.leases.preview(self._lease, shared, latest.preview.SerializeToString())
 
     def outcome(
         self,

@@ -6,6 +6,7 @@ from rushes.v1 import usage_pb2, usage_pb2_grpc
 from services.chassis.errors import InvalidRequest
 from services.chassis.incoming import Context
 from services.gateway.access import Access
+from services.gateway.outage import answers_outages
 from services.gateway.store.tenants import TenantStore
 from services.gateway.views import timestamp
 
@@ -14,6 +15,7 @@ DEFAULT_RANGE_SECONDS = 30 * DAY_SECONDS
 MAX_BUCKETS = 10_000
 
 
+@answers_outages
 class UsageService(usage_pb2_grpc.UsageServiceServicer):
     """See `usage.proto`."""
 

