@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -19,6 +20,8 @@ KINDS: tuple[Kind, ...] = ("clips", "checkpoints", "conditioning")
 
 ATTEMPTS = 3
 HASH_IN_THREAD_BYTES = 2**20
+FULL = tuple(f"os error {number})" for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""How obstore words that the disk, the user's quota of it, or the file that may be written is full."""
 
 
 class Artifacts:
@@ -49,7 +52,7 @@ class Artifacts:
             try:
                 await self._write(key, content)
             except (BaseError, OSError) as failed:
-                if "os error 28" in str(failed) or "No space left" in str(failed):
+                if any(sign in str(failed) for sign in FULL):
                     raise Exhausted("The artifact store is full.", reason="ARTIFACTS_FULL") from failed
                 if attempt == ATTEMPTS:
                     raise Unavailable(

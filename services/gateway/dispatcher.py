@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rushes.v1 import generation_pb2
-from services.chassis.errors import Internal, RushesError
+from services.chassis.errors import Exhausted, Internal, RushesError
 from services.chassis.logs import logger
 from services.chassis.telemetry import tracer
 from services.gateway import views
@@ -218,7 +218,7 @@ def _back_off(losses: int) -> float:
 
 def _failure(stage: str, error: RushesError) -> bytes:
     return generation_pb2.Failure(
-        reason=error.reason, message=error.message, stage=stage, retryable=isinstance(error, FAULTS)
+        reason=error.reason, message=error.message, stage=stage, retryable=isinstance(error, (*FAULTS, Exhausted))
     ).SerializeToString()
 
 
