@@ -922,6 +922,7 @@ class DescribePostprocessResponse(_message.Message):
     CODECS_FIELD_NUMBER: _builtins.int
     UPSCALERS_FIELD_NUMBER: _builtins.int
     ENCODERS_FIELD_NUMBER: _builtins.int
+    UPSCALING_NETWORKS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     fingerprint: _builtins.str
@@ -944,6 +945,10 @@ class DescribePostprocessResponse(_message.Message):
     def encoders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Encoders that were opened and worked, the preferred one of each codec first, for example `libx264`."""
 
+    @_builtins.property
+    def upscaling_networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpscalerDescription]:
+        """The upscaling networks among `upscalers`, in the order in which the server prefers them, and what runs them here."""
+
     def __init__(
         self,
         *,
@@ -955,11 +960,76 @@ class DescribePostprocessResponse(_message.Message):
         codecs: _abc.Iterable[Global___VideoCodec.ValueType] | None = ...,
         upscalers: _abc.Iterable[_builtins.str] | None = ...,
         encoders: _abc.Iterable[_builtins.str] | None = ...,
+        upscaling_networks: _abc.Iterable[Global___UpscalerDescription] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "encoders", b"encoders", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "encoders", b"encoders", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers", "upscaling_networks", b"upscaling_networks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribePostprocessResponse: _TypeAlias = DescribePostprocessResponse  # noqa: Y015
+
+@_typing.final
+class UpscalerDescription(_message.Message):
+    """UpscalerDescription describes an upscaling network that is loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RuntimeSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    RUNTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id, as `FinishPlan.upscaler` names it."""
+    name: _builtins.str
+    """Name for people."""
+    scale: _builtins.int
+    """How much larger one pass makes the pictures."""
+    architecture: _builtins.str
+    """Architecture of the network, for example `SRVGGNetCompact`."""
+    runtime: _builtins.str
+    """What runs it, for example `onnxruntime`: the fastest when measured at the start, unless the configuration says."""
+    @_builtins.property
+    def runtime_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Seconds that each runtime present took for one picture of 96x96 when they were measured."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        scale: _builtins.int = ...,
+        architecture: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        runtime_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "id", b"id", "name", b"name", "runtime", b"runtime", "runtime_seconds", b"runtime_seconds", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpscalerDescription: _TypeAlias = UpscalerDescription  # noqa: Y015
