@@ -13,6 +13,9 @@ from services.model.presets import PresetEntry
 
 MANIFEST_FILE = "rushes.json"
 
+PLAIN_UPSCALER = "lanczos"
+"""Id of the upscaler that needs no network."""
+
 _ID = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 WAN_NEGATIVE_PROMPT = (
@@ -117,7 +120,9 @@ class FileEntry(_Strict):
     size: Annotated[int, Field(ge=0)]
 
 
-_ADAPTER_FILE = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.safetensors$"
+_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+_WEIGHTS_FILE = _PATH + r"\.safetensors$"
+_ONNX_FILE = _PATH + r"\.onnx$"
 
 
 class AdapterEntry(_Strict):
@@ -128,9 +133,22 @@ class AdapterEntry(_Strict):
 
     id: Annotated[str, Field(pattern=_ID)]
     name: str = ""
-    high: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
-    low: Annotated[str, Field(pattern=_ADAPTER_FILE)] | None = None
+    high: Annotated[str, Field(pattern=_WEIGHTS_FILE)] | None = None
+    low: Annotated[str, Field(pattern=_WEIGHTS_FILE)] | None = None
     distilled_steps: Annotated[int, Field(gt=0, le=50)] | None = None
+
+
+class UpscalerEntry(_Strict):
+    """An upscaling network: its id, how much larger one pass makes a picture, and its safetensors file.
+
+    `onnx` is the same network as `services.postprocess.export` writes it, for ONNX Runtime and TensorRT.
+    """
+
+    id: Annotated[str, Field(pattern=_ID)]
+    name: str = ""
+    scale: Annotated[int, Field(ge=2, le=8)]
+    file: Annotated[str, Field(pattern=_WEIGHTS_FILE)]
+    onnx: Annotated[str, Field(pattern=_ONNX_FILE)] | None = None
 
 
 class Manifest(_Strict):
@@ -155,6 +173,7 @@ class Manifest(_Strict):
     files: Mapping[str, FileEntry] = Field(default_factory=dict)
     adapters: tuple[AdapterEntry, ...] = ()
     presets: tuple[PresetEntry, ...] = ()
+    upscalers: tuple[UpscalerEntry, ...] = ()
     sources: Mapping[str, Source] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -165,6 +184,19 @@ class Manifest(_Strict):
             for file in (entry.high, entry.low):
                 if file is not None and file not in self.files:
                     raise ValueError(f"files must state the size and SHA-256 of {file}, of adapter {entry.id}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_upscalers(self) -> "Manifest":
+        ids = [entry.id for entry in self.upscalers]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two upscalers have one id")
+        if PLAIN_UPSCALER in ids:
+            raise ValueError(f"the upscaler {PLAIN_UPSCALER} is always there: give another id")
+        for entry in self.upscalers:
+            for file in (entry.file, entry.onnx):
+                if file is not None and file not in self.files:
+                    raise ValueError(f"files must state the size and SHA-256 of {file}, of upscaler {entry.id}")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """What the postprocess service can be told."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from services.model.config import ModelServiceConfig
@@ -28,4 +30,13 @@ class PostprocessConfig(ModelServiceConfig):
         ge=0,
         le=64,
         description="threads of the video encoder; with 1 equal frames give equal bytes, 0 takes all cores",
+    )
+    upscaler_runtime: Literal["auto", "torch", "onnxruntime", "tensorrt"] = Field(
+        "auto", description="what runs upscaling networks; auto measures those present at the start"
+    )
+    upscaler_tile: int = Field(
+        512, ge=64, le=8192, description="longest edge in pixels that an upscaling network enlarges in one piece"
+    )
+    upscaler_margin: int = Field(
+        32, ge=0, le=256, description="pixels around a tile that an upscaling network sees and that are thrown away"
     )

@@ -16,6 +16,7 @@ from services.postprocess.codecs import Codec
 from services.postprocess.decode import WanDecoder
 from services.postprocess.orders import plan_rendering
 from services.postprocess.plan import RenderPlan
+from services.postprocess.upscale import Upscalers
 
 LATENTS = "latents"
 
@@ -33,11 +34,15 @@ class RenderWork:
 
 
 async def read_work(
-    requests: Requests, decoder: WanDecoder, manifest: Manifest, encoders: Mapping[Codec, str]
+    requests: Requests,
+    decoder: WanDecoder,
+    manifest: Manifest,
+    encoders: Mapping[Codec, str],
+    upscalers: Upscalers,
 ) -> RenderWork:
     """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
     start = await _start(requests)
-    plan = await asyncio.to_thread(make_plan, start, manifest, encoders)
+    plan = await asyncio.to_thread(make_plan, start, manifest, encoders, upscalers)
     shape = latents_shape(plan, decoder)
     limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
     if start.latents_size <= 0:
@@ -55,7 +60,9 @@ async def read_work(
     return RenderWork(plan=plan, latents=await asyncio.to_thread(_latents, receiver.payload(), shape))
 
 
-def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest, encoders: Mapping[Codec, str]) -> RenderPlan:
+def make_plan(
+    start: postprocess_pb2.RenderStart, manifest: Manifest, encoders: Mapping[Codec, str], upscalers: Upscalers
+) -> RenderPlan:
     """What `start` asks for, with the model's defaults filled in. Raises `InvalidRequest`."""
     if start.model not in ("", manifest.id):
         raise InvalidRequest.of("start.model", f"must be {manifest.id}, which is loaded, or empty")
@@ -67,7 +74,8 @@ def make_plan(start: postprocess_pb2.RenderStart, manifest: Manifest, encoders: 
     ):
         if value > limit:
             raise InvalidRequest.of(f"start.shape.{name}", f"must be at most {limit} for this model")
-    return plan_rendering(start, fps=Fraction(start.fps or manifest.defaults.fps), encoders=encoders)
+    fps = Fraction(start.fps or manifest.defaults.fps)
+    return plan_rendering(start, fps=fps, encoders=encoders, upscalers=upscalers)
 
 
 async def _start(requests: Requests) -> postprocess_pb2.RenderStart:

@@ -18,7 +18,7 @@ from services.postprocess.mp4 import Container, Encoding
 from services.postprocess.overlay import Corner, Label, Logo, open_logo
 from services.postprocess.plan import RenderPlan
 from services.postprocess.subtitles import Cue, SubtitleInvalid, parse_subtitles
-from services.postprocess.upscale import LANCZOS
+from services.postprocess.upscale import PLAIN, Upscalers
 
 EFFORTS: Final[Mapping[int, Effort]] = MappingProxyType(
     {
@@ -89,16 +89,20 @@ _FINISH: Final = "start.finish"
 
 
 def plan_rendering(
-    start: postprocess_pb2.RenderStart, *, fps: Fraction, encoders: Mapping[Codec, str] = SOFTWARE
+    start: postprocess_pb2.RenderStart,
+    *,
+    fps: Fraction,
+    encoders: Mapping[Codec, str] = SOFTWARE,
+    upscalers: Upscalers = PLAIN,
 ) -> RenderPlan:
-    """The plan that `start` orders for a clip at `fps`; `encoders` are those that work, by codec.
+    """The plan that `start` orders for a clip at `fps`; `encoders` work, by codec; `upscalers` are loaded.
 
     Raises `InvalidRequest` naming field and rule.
     """
     shape, order = start.shape, start.finish
     target_fps = Fraction(order.target_fps) if order.target_fps else fps
-    if order.upscaler not in ("", LANCZOS):
-        raise InvalidRequest.of(f"{_FINISH}.upscaler", f"must be {LANCZOS} or empty")
+    if order.upscaler not in ("", *upscalers.ids):
+        raise InvalidRequest.of(f"{_FINISH}.upscaler", f"must be {', '.join(upscalers.ids)} or empty")
     upscale = order.upscale or 1
     width, height = order.width or shape.width * upscale, order.height or shape.height * upscale
     if max(shape.width, shape.height) * upscale > _MAX_EDGE:
@@ -112,7 +116,7 @@ def plan_rendering(
         fps=fps,
         target_fps=target_fps,
         upscale=upscale,
-        upscaler=LANCZOS,
+        upscaler=order.upscaler or upscalers.preferred,
         finish=_finish(order, width=width, height=height, duration=duration),
         encoding=encoding,
         mark_id=order.watermark_id if order.HasField("watermark_id") else None,

@@ -29,7 +29,7 @@ from services.postprocess.plan import RenderPlan
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import Sprite
 from services.postprocess.stills import Still, StillTaker
-from services.postprocess.upscale import LanczosUpscaler
+from services.postprocess.upscale import PLAIN, Upscalers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +75,9 @@ class Rendering:
     for a text that no font can set.
     """
 
-    def __init__(self, plan: RenderPlan, decoder: WanDecoder, *, encoder_threads: int) -> None:
+    def __init__(
+        self, plan: RenderPlan, decoder: WanDecoder, *, encoder_threads: int, upscalers: Upscalers = PLAIN
+    ) -> None:
         self.plan = plan
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
@@ -93,7 +95,7 @@ class Rendering:
         )
         self.stages: list[Stage[Any]] = [
             *([Interpolator(source_fps=plan.fps, target_fps=fps)] if fps != plan.fps else []),
-            *([LanczosUpscaler(plan.upscale)] if plan.upscale > 1 else []),
+            *([upscalers.stage(plan.upscaler, plan.upscale)] if plan.upscale > 1 else []),
             self._inspector,
             *([Finisher(finish, total=total, fps=fps)] if finish.changes(*plan.upscaled_size) else []),
             *([Marker(plan.mark_id)] if plan.mark_id is not None else []),

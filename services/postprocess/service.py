@@ -30,11 +30,12 @@ from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
-from services.postprocess.upscale import LANCZOS
+from services.postprocess.upscale import Upscalers, load_upscalers
 from services.postprocess.wire import (
     accepted_message,
     artifact_message,
     fragment_messages,
+    network_messages,
     output_message,
     progress_message,
     result_message,
@@ -56,6 +57,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         slots: Slots,
         encoder_threads: int,
         encoders: Mapping[Codec, str],
+        upscalers: Upscalers,
         draining: asyncio.Event,
     ) -> None:
         self._manifest = folder.manifest
@@ -65,6 +67,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._slots = slots
         self._encoder_threads = encoder_threads
         self._encoders = encoders
+        self._upscalers = upscalers
         self._draining = draining
         self._frame_slots = Slots(slots.capacity, slots.retry_after_seconds)
 
@@ -74,7 +77,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         if self._draining.is_set():
             raise Unavailable("This service is shutting down.", reason="DRAINING", retry_after_seconds=1)
         async with self._slots.hold():
-            work = await read_work(request_iterator, self._decoder, self._manifest, self._encoders)
+            work = await read_work(request_iterator, self._decoder, self._manifest, self._encoders, self._upscalers)
             receiving = Work(stage="receive", start=origin, duration=time.monotonic() - origin, frames=0)
             async with aclosing(self._answers(work, receiving, origin)) as answers:
                 async for answer in answers:
@@ -118,7 +121,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self, request: postprocess_pb2.PlanRenderRequest, _context: Context
     ) -> postprocess_pb2.PlanRenderResponse:
         """See `postprocess.proto`."""
-        plan = await asyncio.to_thread(make_plan, request.start, self._manifest, self._encoders)
+        plan = await asyncio.to_thread(make_plan, request.start, self._manifest, self._encoders, self._upscalers)
         latents_shape(plan, self._decoder)
         rendering = await asyncio.to_thread(self._rendering, plan)
         return postprocess_pb2.PlanRenderResponse(accepted=accepted_message(plan, rendering.content_type).accepted)
@@ -126,7 +129,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
     def _rendering(self, plan: RenderPlan) -> Rendering:
         """The opened chain of a plan. Raises `InvalidRequest` for a clip that its encoder cannot encode."""
         try:
-            return Rendering(plan, self._decoder, encoder_threads=self._encoder_threads)
+            return Rendering(plan, self._decoder, encoder_threads=self._encoder_threads, upscalers=self._upscalers)
         except EncoderRefused as refused:
             raise InvalidRequest.of("start.video.codec", str(refused)) from refused
 
@@ -154,7 +157,8 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                 if codec in self._encoders
             ],
             encoders=self._encoders.values(),
-            upscalers=[LANCZOS],
+            upscalers=self._upscalers.ids,
+            upscaling_networks=network_messages(self._upscalers),
         )
 
 
@@ -171,6 +175,15 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
         facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap}"
         fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
         logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
+        upscalers = await thread.run(
+            load_upscalers,
+            folder,
+            device,
+            threads=config.threads,
+            runtime=config.upscaler_runtime,
+            tile=config.upscaler_tile,
+            margin=config.upscaler_margin,
+        )
         service = PostprocessService(
             folder=folder,
             decoder=WanDecoder(vae, tile_size=config.tile_size, tile_overlap=config.tile_overlap),
@@ -179,6 +192,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             slots=Slots(config.slots, config.retry_after_seconds),
             encoder_threads=config.encoder_threads,
             encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
+            upscalers=upscalers,
             draining=draining,
         )
         yield [

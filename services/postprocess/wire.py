@@ -15,6 +15,7 @@ from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import ContactSheet, Finished, Poster
 from services.postprocess.stills import Still
 from services.postprocess.timing import busy_seconds, tail_seconds
+from services.postprocess.upscale import Upscalers
 
 T = TypeVar("T")
 
@@ -152,6 +153,21 @@ def result_message(
             spans=[_span(each, origin) for each in sorted([*intervals, *work], key=lambda each: each.start)],
         )
     )
+
+
+def network_messages(upscalers: Upscalers) -> list[postprocess_pb2.UpscalerDescription]:
+    """The upscaling networks, the preferred one first."""
+    return [
+        postprocess_pb2.UpscalerDescription(
+            id=loaded.network.id,
+            name=loaded.network.name,
+            scale=loaded.network.scale,
+            architecture=loaded.network.architecture,
+            runtime=loaded.runtime.name,
+            runtime_seconds=loaded.runtime.seconds,
+        )
+        for loaded in upscalers.networks.values()
+    ]
 
 
 def _span(work: Work, origin: float) -> latency_pb2.Span:

@@ -21,6 +21,9 @@ from models.tiny.train.experts import BOUNDARY, FLOW_SHIFT, build_expert
 from models.tiny.train.latent_space import STRIDE_SPACE, STRIDE_TIME, LatentSpace, to_signal
 from models.tiny.train.loop import averaged_weights
 from models.tiny.train.tokenizer import MAX_LENGTH
+from models.tiny.train.upscaler import FILE as UPSCALER_FILE
+from models.tiny.train.upscaler import ONNX_FILE as UPSCALER_ONNX_FILE
+from models.tiny.train.upscaler import SCALE as UPSCALER_SCALE
 from models.tiny.train.vae import build_vae
 from models.tiny.world.clip import Mixture, draw_clip
 from models.tiny.world.render import render
@@ -29,6 +32,7 @@ NOTICE: Final = (
     "rushes-tiny is a demonstration model of coloured shapes in six simple scenes; other prompts get its best try. "
     "See models/tiny/README.md for what it knows and how Wan2.2-T2V-A14B is plugged in."
 )
+_UPSCALER: Final = Path(__file__).resolve().parents[1] / "weights" / "upscaler"
 _WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 _KEEP_FLOAT32: Final = tuple(WanTransformer3DModel._keep_in_fp32_modules or ())
 _INDEX: Final = {
@@ -74,9 +78,17 @@ def fit_latent_rgb(latent_space: LatentSpace, *, size: int, clips: int = 60) -> 
     return {"factors": factors[:-1], "bias": factors[-1]}
 
 
+def write_upscaler(source: Path, folder: Path) -> None:
+    """Copies the upscaler's weights and their ONNX form."""
+    folder.mkdir(exist_ok=True)
+    for name in (UPSCALER_FILE, UPSCALER_ONNX_FILE):
+        if source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
+
+
 def write_manifest(folder: Path, settings: Settings, latent_space: LatentSpace) -> None:
     """Writes ``rushes.json``: defaults, limits, the latent map, and a digest of every weight file."""
-    files = sorted([*folder.rglob("*.safetensors"), folder / "tokenizer" / "tokenizer.json"])
+    files = sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.onnx"), folder / "tokenizer" / "tokenizer.json"])
     manifest = {
         "schema_version": 1,
         "id": "rushes-tiny",
@@ -101,6 +113,15 @@ def write_manifest(folder: Path, settings: Settings, latent_space: LatentSpace) 
         "limits": {"max_width": 256, "max_height": 256, "max_frames": 81, "max_steps": 100},
         "text": {"max_length": MAX_LENGTH},
         "latent_rgb": fit_latent_rgb(latent_space, size=settings.width),
+        "upscalers": [
+            {
+                "id": "srvgg-x2",
+                "name": "Compact network, twice as large",
+                "scale": UPSCALER_SCALE,
+                "file": f"upscaler/{UPSCALER_FILE}",
+                "onnx": f"upscaler/{UPSCALER_ONNX_FILE}",
+            }
+        ],
         "files": {
             path.relative_to(folder).as_posix(): {
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -117,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for part in ("text", "latent-space", "vae", "high", "low", "out"):
         parser.add_argument(f"--{part}", type=Path, required=True)
+    parser.add_argument("--upscaler", type=Path, default=_UPSCALER, help="its run folder; default: the published one")
     parser.add_argument("--size", type=int, default=Settings().width)
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--guidance-high", type=float, default=Settings().guidance_high)
@@ -136,6 +158,7 @@ def main() -> None:
     vae = build_vae()
     vae.load_state_dict(averaged_weights(options.vae, "vae"), strict=False)
     write_module(vae, out / "vae")
+    write_upscaler(options.upscaler, out / "upscaler")
     settings = Settings(
         width=options.size,
         height=options.size,
