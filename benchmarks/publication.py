@@ -58,10 +58,10 @@ def _verdict(figure: Figure) -> str:
     return "; ".join(part for part in (met, figure.note) if part)
 
 
-def publish(reports: Sequence[Report]) -> Path:
-    """Write `results/<date>-<n>-core.{json,md,svg}` and return the Markdown file."""
+def publish(reports: Sequence[Report], label: str = "") -> Path:
+    """Write `results/<date>-<n>-core.{json,md,svg}`, or `<date>-<label>`, and return the Markdown file."""
     facts = machine()
-    stem = RESULTS / f"{facts['date']}-{facts['cores']}-core"
+    stem = RESULTS / f"{facts['date']}-{label or str(facts['cores']) + '-core'}"
     stem.with_suffix(".json").write_text(
         json.dumps({"machine": facts, "reports": [asdict(report) for report in reports]}, indent=1) + "\n"
     )

@@ -1,0 +1,47 @@
+"""The harness of the A14B benchmark: its arithmetic, and a run of it at a size for the CPU."""
+
+import asyncio
+
+import pytest
+import torch
+
+from benchmarks import a14b
+from services.denoiser.shapes import VideoShape
+
+
+def test_the_multiplications_are_those_of_the_reference() -> None:
+    assert a14b.described() == pytest.approx({"832x480x81": 1.68, "1280x720x81": 6.52}, rel=0.01)
+
+
+def test_a_random_expert_keeps_in_float32_what_the_class_keeps() -> None:
+    module = a14b.random_expert(a14b.SMALL, torch.device("cpu"), torch.bfloat16, seed=0)
+    assert module.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert module.blocks[0].scale_shift_table.dtype == torch.float32
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_without_a_gpu_the_full_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--small"):
+        asyncio.run(a14b.measure())
+
+
+def test_a_bench_measures_both_loops_and_their_ratio() -> None:
+    size = a14b.Configuration(
+        layers=1,
+        heads=2,
+        head_dim=24,
+        ffn_dim=96,
+        text_dim=32,
+        text_length=8,
+        shapes=(VideoShape(width=32, height=32, frames=5),),
+        matrix=64,
+    )
+    device = torch.device("cpu")
+    module = a14b.random_expert(size, device, torch.float32, seed=0)
+    bench = a14b._Bench(size=size, device=device, rate=1e9, repeats=1, figures=[], samples={})
+    bench.ours("rushes", a14b.Transformer(module), floor=True)
+    bench.theirs("diffusers", module)
+    bench.ratios("rushes", "diffusers")
+    assert [figure.unit for figure in bench.figures] == ["s", "ratio", "s", "ratio"]
+    assert all(figure.value > 0 for figure in bench.figures)
