@@ -121,6 +121,11 @@ def sha256_of(key: str) -> str:
     return key.rsplit("/", 1)[1]
 
 
+def md5_of(content: bytes | bytearray) -> str:
+    """The checksum that stores and tools ask for, 32 hexadecimal digits; identity is the SHA-256."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 async def _key(kind: str, content: bytes) -> str:
     if len(content) > HASH_IN_THREAD_BYTES:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())

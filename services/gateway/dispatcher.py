@@ -11,7 +11,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from rushes.v1 import generation_pb2
 from services.chassis.errors import Exhausted, Internal, RushesError
 from services.chassis.logs import logger
-from services.chassis.telemetry import tracer
+from services.chassis.telemetry import meter, tracer
 from services.gateway import views
 from services.gateway.chain import StageFailed
 from services.gateway.outage import DATABASE_AWAY
@@ -57,6 +57,9 @@ class Dispatcher:
         self._max_losses = max_losses
         self._grace_seconds = grace_seconds
         self._shares = workshop.share_previews
+        self._waits = meter().create_histogram(
+            "rushes.gateway.queue.wait", unit="s", description="Seconds from creation to the first claim"
+        )
         self._denoising = 0
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -95,6 +98,8 @@ class Dispatcher:
         if claimed is None:
             return False
         lease, job = claimed
+        if job.attempt == 1 and job.started is not None:
+            self._waits.record(job.started - job.created, {"tier": job.tier})
         self._denoising += 1
         task = group.create_task(self._run(lease, job), name=f"generation-{job.id}")
         self._running[job.id] = task

@@ -152,10 +152,11 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                     data=data,
                     total_size=size,
                     sha256=sha256 if offset + len(data) == size else "",
+                    md5=file.md5 if offset + len(data) == size else "",
                 )
                 offset += len(data)
         if request.offset == size:
-            yield generation_pb2.DownloadVideoResponse(offset=size, total_size=size, sha256=sha256)
+            yield generation_pb2.DownloadVideoResponse(offset=size, total_size=size, sha256=sha256, md5=file.md5)
 
     async def DownloadFrames(  # noqa: N802 - the name in the proto
         self, request: generation_pb2.DownloadFramesRequest, context: Context
@@ -218,7 +219,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 def _output(video: generation_pb2.Video, name: str) -> postprocess_pb2.OutputFile:
     """The file of this name, the clip itself for an empty one. Raises `NotFound`."""
     if not name:
-        return postprocess_pb2.OutputFile(size_bytes=video.size_bytes, sha256=video.sha256)
+        return postprocess_pb2.OutputFile(size_bytes=video.size_bytes, sha256=video.sha256, md5=video.md5)
     for file in video.outputs:
         if file.name == name:
             return file

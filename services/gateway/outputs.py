@@ -4,7 +4,7 @@ import hashlib
 
 from rushes.v1 import postprocess_pb2
 from services.chassis.errors import DataLoss
-from services.gateway.artifacts import Artifacts
+from services.gateway.artifacts import Artifacts, md5_of
 from services.gateway.chain import StageFailed
 
 
@@ -40,6 +40,7 @@ class Outputs:
                 content_type=part.content_type,
                 size_bytes=len(self._data),
                 sha256=part.sha256,
+                md5=md5_of(self._data),
             )
         )
         self._data.clear()

@@ -13,7 +13,7 @@ from rushes.v1 import denoiser_pb2, generation_pb2, latency_pb2, postprocess_pb2
 from services.chassis.errors import DataLoss
 from services.gateway import spec as specs
 from services.gateway import views
-from services.gateway.artifacts import Artifacts
+from services.gateway.artifacts import Artifacts, md5_of
 from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
@@ -260,7 +260,10 @@ class Run:
             key = await self._workshop.artifacts.put("clips", self._clip.data)
             whole = (
                 postprocess_pb2.OutputFile(
-                    content_type=self._clip.form.content_type, size_bytes=result.size_bytes, sha256=result.sha256
+                    content_type=self._clip.form.content_type,
+                    size_bytes=result.size_bytes,
+                    sha256=result.sha256,
+                    md5=md5_of(self._clip.data),
                 ),
                 key,
             )
@@ -278,6 +281,7 @@ class Run:
                 duration_seconds=result.duration_seconds,
                 size_bytes=file.size_bytes,
                 sha256=file.sha256,
+                md5=file.md5,
                 outputs=self._outputs.files,
             ),
             key,

@@ -22,6 +22,7 @@ from services.gateway.cost_model import CostModel
 from services.gateway.creation import Creation
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.fair_queue import TIERS
+from services.gateway.gauges import Gauges
 from services.gateway.generation_service import GenerationService
 from services.gateway.housekeeping import Housekeeping
 from services.gateway.rehearsal import Rehearsal
@@ -92,6 +93,9 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             clock=time.time,
         )
         await stack.enter_async_context(_task(housekeeping.run(), "housekeeping"))
+        pools = (stages.encoders, stages.denoisers, stages.postprocessors)
+        gauges = Gauges(jobs, pools, TIERS, interval=config.refresh_seconds)
+        await stack.enter_async_context(_task(gauges.run(), "gauges"))
         await stack.enter_async_context(_dispatching(dispatcher, draining))
         page_key = await jobs.secret("page-tokens")
         tenants = TenantStore(database, secret=await jobs.secret("api-keys"), clock=time.time)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from prometheus_client import CollectorRegistry
 
 from rushes.v1 import generation_pb2 as gp
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub
@@ -34,6 +35,7 @@ class Suite:
     address: str
     behaviour: Behaviour
     config: GatewayConfig
+    metrics: CollectorRegistry
 
     async def generate(self, spec: gp.GenerationSpec | None = None, **request: Any) -> list[gp.GenerationEvent]:
         """Every event of a new generation."""
@@ -80,7 +82,13 @@ async def gateway(addresses: Addresses, behaviour: Behaviour, **settings: Any) -
         run_server(config, "gateway", lambda draining: open_gateway(config, draining)) as running,
         grpc.aio.insecure_channel(running.address) as channel,
     ):
-        yield Suite(stub=GenerationServiceStub(channel), address=running.address, behaviour=behaviour, config=config)
+        yield Suite(
+            stub=GenerationServiceStub(channel),
+            address=running.address,
+            behaviour=behaviour,
+            config=config,
+            metrics=running.telemetry.registry,
+        )
 
 
 @asynccontextmanager

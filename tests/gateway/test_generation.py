@@ -111,6 +111,7 @@ async def test_a_download_begins_at_any_offset(tmp_path):
             pieces = [piece async for piece in running.stub.DownloadVideo(request)]
             assert b"".join(piece.data for piece in pieces) == whole[offset:]
             assert pieces[-1].sha256 == hashlib.sha256(whole).hexdigest()
+            assert pieces[-1].md5 == hashlib.md5(whole, usedforsecurity=False).hexdigest()
         request = gp.DownloadVideoRequest(id=events[0].generation_id, offset=len(whole) + 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await running.stub.DownloadVideo(request).read()

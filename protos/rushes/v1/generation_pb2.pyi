@@ -296,6 +296,7 @@ class Video(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    MD5_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     """Content type of the finished file."""
     width: _builtins.int
@@ -312,6 +313,8 @@ class Video(_message.Message):
     """Size in bytes."""
     sha256: _builtins.str
     """SHA-256 of the bytes, 64 hexadecimal digits: the clip's identity."""
+    md5: _builtins.str
+    """MD5 of the bytes, 32 hexadecimal digits: a checksum for stores and tools that ask for one, never an identity."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_finishing_pb2.Finding]:
         """What the quality gate found; empty for a clean clip."""
@@ -333,10 +336,11 @@ class Video(_message.Message):
         sha256: _builtins.str = ...,
         findings: _abc.Iterable[_finishing_pb2.Finding] | None = ...,
         outputs: _abc.Iterable[_postprocess_pb2.OutputFile] | None = ...,
+        md5: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "outputs", b"outputs", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "md5", b"md5", "num_frames", b"num_frames", "outputs", b"outputs", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1421,6 +1425,7 @@ class DownloadVideoResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    MD5_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Position of the first byte of `data`."""
     data: _builtins.bytes
@@ -1429,6 +1434,8 @@ class DownloadVideoResponse(_message.Message):
     """Size of the whole file in bytes."""
     sha256: _builtins.str
     """SHA-256 of the whole file, on the last message."""
+    md5: _builtins.str
+    """MD5 of the whole file, on the last message."""
     def __init__(
         self,
         *,
@@ -1436,10 +1443,11 @@ class DownloadVideoResponse(_message.Message):
         data: _builtins.bytes = ...,
         total_size: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        md5: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "md5", b"md5", "offset", b"offset", "sha256", b"sha256", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -604,6 +604,7 @@ class OutputFile(_message.Message):
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    MD5_FIELD_NUMBER: _builtins.int
     kind: Global___ArtifactKind.ValueType
     """What the file belongs to."""
     name: _builtins.str
@@ -614,6 +615,8 @@ class OutputFile(_message.Message):
     """Size in bytes."""
     sha256: _builtins.str
     """SHA-256 of the bytes, 64 hexadecimal digits."""
+    md5: _builtins.str
+    """MD5 of the bytes, 32 hexadecimal digits: a checksum for stores and tools that ask for one, never an identity."""
     def __init__(
         self,
         *,
@@ -622,10 +625,11 @@ class OutputFile(_message.Message):
         content_type: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        md5: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "kind", b"kind", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "kind", b"kind", "md5", b"md5", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

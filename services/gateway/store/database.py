@@ -26,6 +26,7 @@ POOL_SIZE = 8
 TOPICS = "topics"
 PING_AFTER_SECONDS = 1.0
 _USED = "used"
+_DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 _PING = sqlalchemy.text("SELECT 1")
 _PARAMETER = re.compile(r"%\((?=\w+\)s)")
 
@@ -202,7 +203,7 @@ def _flush_sql(statements: tuple[Executable, ...], topics: int) -> str:
     for number, statement in enumerate(statements):
         if not isinstance(statement, ClauseElement):
             raise TypeError(f"{statement!r} cannot be run later")
-        sql = str(statement.compile(dialect=postgresql.dialect(paramstyle="pyformat")))
+        sql = str(statement.compile(dialect=_DIALECT))
         parts.append(f"d{number} AS ({_PARAMETER.sub(rf'%(d{number}_', sql)} RETURNING 1)")
     bells = ", ".join(f"pg_notify('{CHANNEL}', %(topic_{number})s)" for number in range(topics))
     return f"{'WITH ' if parts else ''}{', '.join(parts)} SELECT {bells or '1'}"

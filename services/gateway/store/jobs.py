@@ -3,7 +3,7 @@
 import secrets as entropy
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import case, delete, func, insert, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from services.gateway.fair_queue import Backlog, rank, tags
@@ -246,6 +246,17 @@ class JobStore:
             }
             now = (await connection.execute(running)).one()
         return found.pop(tier, Backlog()), found, float(now.cost or 0.0), int(now.number)
+
+    async def population(self) -> Mapping[tuple[int, State], int]:
+        """How many generations wait and run, by tier and state."""
+        counts = [
+            select(generations.c.tier, generations.c.state, func.count().label("number"))
+            .where(live)
+            .group_by(generations.c.tier, generations.c.state)
+            for live in (QUEUED, RUNNING)
+        ]
+        async with self._database.read() as connection:
+            return {(row.tier, State(row.state)): row.number for row in await connection.execute(union_all(*counts))}
 
     async def queued_count(self, tenant: str | None = None) -> int:
         """Generations that wait, of one tenant or of all."""

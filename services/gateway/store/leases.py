@@ -105,11 +105,11 @@ class LeaseStore:
         now = self._clock()
         async with self._database.write() as connection:
             clocks, heads = {}, {}
-            for row in await connection.execute(self._looking, {"now": now}):
-                if row.id is None:
-                    clocks[row.tier] = TierClock(start_tag=row.start_tag, virtual_time=row.virtual_time)
+            for found in await connection.execute(self._looking, {"now": now}):
+                if found.id is None:
+                    clocks[found.tier] = TierClock(start_tag=found.start_tag, virtual_time=found.virtual_time)
                 else:
-                    heads[row.tier] = row.id
+                    heads[found.tier] = found.id
             capped = await self._capped(connection)
             virtual_time = clocks.get(WHOLE_QUEUE, TierClock()).start_tag
             tier = choose_tier(
@@ -365,7 +365,7 @@ def _set_clocks(database: Database) -> Executable:
 
 def _set_preview(database: Database) -> Executable:
     """Replaces the latest preview of a generation."""
-    values = {"version": bindparam("number"), "payload": bindparam("picture")}
+    values: dict[str, Any] = {"version": bindparam("number"), "payload": bindparam("picture")}
     upsert = database.upsert(previews).values(generation_id=bindparam("shown"), **values)
     excluded = {name: upsert.excluded[name] for name in values}
     return typing.cast("Executable", upsert.on_conflict_do_update(index_elements=["generation_id"], set_=excluded))

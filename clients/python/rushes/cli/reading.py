@@ -79,6 +79,7 @@ async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None
         "steps": str(spec.sampling.steps),
         "clip": wording.video(generation.video) if generation.HasField("video") else "",
         "sha256": generation.video.sha256,
+        "md5": generation.video.md5,
         "files": ", ".join(f"{one.name} ({wording.size(one.size_bytes)})" for one in generation.video.outputs),
         "mark": f"{spec.finish.watermark_id:016x}" if spec.finish.HasField("watermark_id") else "",
         "failure": f"{generation.failure.stage}: {generation.failure.message}" if generation.failure.reason else "",
