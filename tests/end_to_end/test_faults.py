@@ -8,6 +8,7 @@ import pytest
 
 from rushes.client import Client, generation_spec
 from rushes.v1.generation_pb2 import GenerationEvent, GenerationSpec
+from tests.end_to_end.collector import Collector, collecting
 from tests.end_to_end.history import check_database, check_history
 from tests.end_to_end.processes import ServiceProcess, Suite, running_suite
 
@@ -90,24 +91,55 @@ async def test_a_killed_gateway_comes_back_and_its_watcher_misses_nothing(tmp_pa
     check_database(tmp_path / "rushes.db")
 
 
-async def test_two_pools_of_one_expert_each_give_the_frames_of_one_process_with_both(
+async def test_two_pools_of_one_expert_each_give_the_frames_of_one_process_with_both_and_their_jobs_overlap(
     tmp_path: Path, model: Path
 ) -> None:
-    pools = {"high": {"experts": "high"}, "low": {"experts": "low"}}
-    (tmp_path / "split").mkdir()
-    (tmp_path / "both").mkdir()
-    found: dict[str, str] = {}
-    for name, denoisers in (("split", pools), ("both", None)):
-        async with (
-            running_suite(tmp_path / name, model, denoisers=denoisers) as suite,
-            Client(suite.address) as client,
-        ):
-            events = [event async for event in client.generate(spec())]
-        check_history(events)
-        found[name] = events[-1].succeeded.generation.video.sha256
-        hand_overs = [event for event in events if event.HasField("resumed")]
-        assert [event.resumed.reason for event in hand_overs] == (["EXPERT_BOUNDARY"] if name == "split" else [])
+    found: dict[str, list[str]] = {}
+    async with collecting() as collector:
+        traced = {"otlp-endpoint": collector.address}
+        pools = {"high": {"experts": "high", **traced}, "low": {"experts": "low", **traced}}
+        for name, denoisers in (("split", pools), ("both", None)):
+            (tmp_path / name).mkdir()
+            async with (
+                running_suite(tmp_path / name, model, denoisers=denoisers) as suite,
+                Client(suite.address) as client,
+            ):
+                # A first clip, so that the gateway has met every pool.
+                await events_of(client, 8, steps=4)
+                async with asyncio.TaskGroup() as group:
+                    jobs = [group.create_task(events_of(client, seed)) for seed in (9, 10)]
+                both = [job.result() for job in jobs]
+            ended = [events[-1].succeeded.generation for events in both]
+            found[name] = [generation.video.sha256 for generation in ended]
+            for events in both:
+                check_history(events)
+                hand_overs = [event.resumed.reason for event in events if event.HasField("resumed")]
+                assert hand_overs == (["EXPERT_BOUNDARY"] if name == "split" else [])
+            if name == "split":
+                traces = [generation.trace_id for generation in ended]
     assert found["split"] == found["both"]
+    # The processes are gone, so that all spans have been sent.
+    steps = [[steps_of(collector, trace, expert) for expert in ("high", "low")] for trace in traces]
+    assert [[len(phase) for phase in job] for job in steps] == [[len(phase) for phase in steps[0]]] * 2
+    first, second = sorted(steps, key=lambda job: job[0][0])
+    together = [one for one in second[0] for other in first[1] if one[0] < other[1] and other[0] < one[1]]
+    assert together, "no high-noise step of the second job ran during a low-noise step of the first"
+
+
+async def events_of(client: Client, seed: int, steps: int = 60) -> list[GenerationEvent]:
+    """All events of a generation."""
+    wanted = generation_spec(PROMPT, width=128, height=128, num_frames=17, steps=steps, seed=seed)
+    return [event async for event in client.generate(wanted)]
+
+
+def steps_of(collector: Collector, trace: str, expert: str) -> list[tuple[int, int]]:
+    """Beginning and end of each step of `expert` in the exported trace, in nanoseconds."""
+    return sorted(
+        (span.start_time_unix_nano, span.end_time_unix_nano)
+        for _, span in collector.spans
+        if span.trace_id.hex() == trace and span.name == "denoise.step"
+        if any(one.key == "expert" and one.value.string_value == expert for one in span.attributes)
+    )
 
 
 @pytest.mark.parametrize("service", ["denoiser", "postprocess", "encoder"])
