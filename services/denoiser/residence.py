@@ -12,7 +12,6 @@ from typing import Final
 import torch
 from torch import nn
 
-from services.chassis.telemetry import meter
 from services.denoiser.adapters import Adapter
 from services.denoiser.experts import Expert
 from services.denoiser.shapes import LatentShape
@@ -32,14 +31,6 @@ class Residence:
         self._resident: Expert | None = None
         self.swaps = 0
         self.swap_seconds = 0.0
-        self._counter = meter().create_counter(
-            "rushes.denoiser.swaps", unit="{swap}", description="How often an expert took another's place on the device"
-        )
-        self._seconds = meter().create_histogram(
-            "rushes.denoiser.swap.duration",
-            unit="s",
-            description="Seconds to exchange the experts",
-        )
 
     @property
     def resident(self) -> Expert | None:
@@ -66,8 +57,6 @@ class Residence:
         if before is not None:
             self.swaps += 1
             self.swap_seconds = time.monotonic() - began
-            self._counter.add(1, {"expert": expert.name.lower()})
-            self._seconds.record(self.swap_seconds, {"expert": expert.name.lower()})
 
     def expect(self, expert: Expert) -> None:
         """`expert` comes next: on CUDA its first blocks are copied beside the work of the one that is here."""

@@ -12,6 +12,7 @@ from services.chassis.logs import logger
 from services.denoiser.acceleration import accelerate, loading_device
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.config import DenoiserConfig
+from services.denoiser.gauges import watch
 from services.denoiser.intake import Requests, footprint, read_start, read_work
 from services.denoiser.inventory import memory_message, residency_message, sharing_message
 from services.denoiser.outbox import Outbox
@@ -115,7 +116,9 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
             None if pool.residence is None else config.swap_seconds,
             available,
         )
-        servicer = DenoiserService(studio, Turnstile(scheduler, config.retry_after_seconds))
+        turnstile = Turnstile(scheduler, config.retry_after_seconds)
+        watch(turnstile, pool)
+        servicer = DenoiserService(studio, turnstile)
         yield [
             Mounted(
                 add_to_server=denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server,

@@ -10,7 +10,6 @@ import torch
 
 from services.chassis.bundles import pack
 from services.chassis.errors import Exhausted
-from services.chassis.telemetry import meter
 from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.adapters import Adapter
@@ -18,6 +17,7 @@ from services.denoiser.checkpoint import state_metadata, state_tensors
 from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
 from services.denoiser.experts import Expert
+from services.denoiser.gauges import StepGauges
 from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.memory import MemoryBook
 from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
@@ -116,9 +116,7 @@ class Session:
         threshold = work.plan.settings.step_cache_threshold
         self._cache = None if threshold is None else StepCache(work.plan, threshold)
         self._since_checkpoint = (0, 0.0)
-        self._step_seconds = meter().create_histogram(
-            "rushes.denoiser.step.duration", unit="s", description="Device seconds of one solver step"
-        )
+        self._gauges = StepGauges(work.plan.shape, seat.priority)
 
     async def run(self) -> None:
         """Run the plan, then give the seat back and close the outbox, whatever happens.
@@ -159,7 +157,9 @@ class Session:
         try:
             async with self._seat.stepping(), aclosing(stream) as steps:
                 while state is None or state.step < self._plan.end_step:
-                    async with self._seat.turn(self._wish(state), self._offer(state)) as turn:
+                    asked, wish = time.monotonic(), self._wish(state)
+                    async with self._seat.turn(wish, self._offer(state)) as turn:
+                        self._gauges.waited(self._plan.expert(self._next(state)), time.monotonic() - asked)
                         if state is not None and may_be_cut(self._plan, state.step):
                             interruption = self._interruption()
                             if interruption is not None:
@@ -197,8 +197,10 @@ class Session:
         return not self._seat.contended(shareable=shareable)
 
     def _wish(self, state: SolverState | None) -> Wish:
-        step = self._plan.first_step if state is None else state.step
-        return Wish(kind=self._kind(state), expert=self._plan.expert(step))
+        return Wish(kind=self._kind(state), expert=self._plan.expert(self._next(state)))
+
+    def _next(self, state: SolverState | None) -> int:
+        return self._plan.first_step if state is None else state.step
 
     def _kind(self, state: SolverState | None) -> Hashable:
         """What runs must have in common to share their next step; None if this one is taken alone.
@@ -280,7 +282,7 @@ class Session:
         self._last_ended = ended
         high_left = max(0, plan.boundary_step - step.state.step)
         low_left = plan.schedule.steps - step.state.step - high_left
-        self._step_seconds.record(seconds, {"expert": expert.name.lower()})
+        self._gauges.stepped(expert, seconds)
         self._spans.add("denoise.step", ended - seconds, seconds, index=str(step.index), expert=expert.name.lower())
         timestep = plan.schedule.timesteps[step.index]
         cached = self._cache is not None and self._cache.has_answered(timestep)

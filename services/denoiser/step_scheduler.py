@@ -112,7 +112,7 @@ class StepScheduler:
     @property
     def reserved(self) -> int:
         """Bytes reserved for the runs that stay."""
-        return _total([run.footprint for run in self._runs.values() if not run.leaving])
+        return _total([run.footprint for run in list(self._runs.values()) if not run.leaving])
 
     def admit(self, priority: int, footprint: Footprint = NOTHING) -> Admission:
         """Let a run of class `priority` in, if need be in place of the lowest lower ones, the newest of these first.

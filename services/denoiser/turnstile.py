@@ -41,6 +41,11 @@ class Turnstile:
         return self._scheduler.runs
 
     @property
+    def waiting(self) -> int:
+        """Runs that wait for their next step."""
+        return len(self._turns)
+
+    @property
     def memory(self) -> tuple[int, int]:
         """Bytes that there are for runs, 0 if they are not counted, and bytes that are reserved."""
         return self._scheduler.memory or 0, self._scheduler.reserved
@@ -68,7 +73,7 @@ class Turnstile:
                 reason="MEMORY_BUSY" if admission.memory else "SLOTS_BUSY",
                 retry_after_seconds=self._retry_after_seconds,
             )
-        seat = Seat(self, admission.run)
+        seat = Seat(self, admission.run, priority)
         try:
             if isinstance(admission, AdmittedAfter):
                 for victim in admission.victims:
@@ -193,9 +198,10 @@ class Turn:
 class Seat:
     """One run's place at the device."""
 
-    def __init__(self, turnstile: Turnstile, run: int) -> None:
+    def __init__(self, turnstile: Turnstile, run: int, priority: int) -> None:
         self._turnstile = turnstile
         self._run = run
+        self.priority = priority
 
     @asynccontextmanager
     async def stepping(self) -> AsyncIterator[None]:
