@@ -1,11 +1,18 @@
-"""Two processes of one expert each against one process with both: the same jobs, the same latents."""
+"""Two processes of one expert each against one process with both: the same jobs, the same latents.
+
+Run as a module it draws when each step of each job ran: `python -m benchmarks.pools PICTURE.svg`.
+"""
 
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 import torch
 
 from benchmarks.measurement import Figure, Report, interleave, ratio
@@ -16,6 +23,9 @@ from services.chassis.channels import open_channel
 from services.model.bundles import to_bundle
 from services.model.folder import ModelFolder
 from services.model.manifest import Manifest
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
 
 JOBS = 4
 STEPS = 20
@@ -59,8 +69,18 @@ def conditioning(seed: int) -> bytes:
     return pack(to_bundle(texts, {}))
 
 
-async def job(pools: Sequence[Denoiser], seed: int, text: bytes) -> bytes:
-    """The latents of one job, handed from one process to the next."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """A step of a job: when it began, by the loop's clock, and how long it took."""
+
+    job: int
+    expert: str
+    began: float
+    seconds: float
+
+
+async def job(pools: Sequence[Denoiser], seed: int, text: bytes, bars: list[Bar]) -> bytes:
+    """The latents of one job, handed from one process to the next; adds its steps to `bars`."""
     work, state, step = embedded_work(), b"", 0
     for pool in pools:
         start = denoiser_pb2.DenoiseStart(
@@ -76,6 +96,7 @@ async def job(pools: Sequence[Denoiser], seed: int, text: bytes) -> bytes:
             requests += [denoiser_pb2.DenoiseRequest(chunk=chunk) for chunk in chunks(kind, payload)]
         async with pool.slot:
             receiver: BundleReceiver | None = None
+            called = time.monotonic()
             call: AsyncIterator[denoiser_pb2.DenoiseResponse] = pool.stub.Denoise(iter(requests))  # type: ignore[assignment]  # a grpc.aio channel's
             async for response in call:
                 match response.WhichOneof("message"):
@@ -85,6 +106,16 @@ async def job(pools: Sequence[Denoiser], seed: int, text: bytes) -> bytes:
                         state = bytes(receiver.payload())
                     case "result":
                         step = response.result.next_step
+                        bars += [
+                            Bar(
+                                job=seed,
+                                expert=span.attributes["expert"],
+                                began=called + span.start_seconds,
+                                seconds=span.duration_seconds,
+                            )
+                            for span in response.result.spans
+                            if span.name == "denoise.step"
+                        ]
     return state
 
 
@@ -98,7 +129,7 @@ async def measure(repeats: int = 5) -> Report:
 
         async def jobs(name: str, pools: Sequence[Denoiser]) -> None:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(job(pools, seed, text)) for seed, text in enumerate(texts)]
+                tasks = [group.create_task(job(pools, seed, text, [])) for seed, text in enumerate(texts)]
             made[name] = [task.result() for task in tasks]
 
         samples = await interleave(
@@ -124,3 +155,38 @@ async def measure(repeats: int = 5) -> Report:
         ),
         samples=samples,
     )
+
+
+async def draw(path: Path) -> None:
+    """Run the jobs in two pools and draw their steps, one row a job, one colour an expert."""
+    bars: list[Bar] = []
+    async with AsyncExitStack() as stack:
+        pools = [await stack.enter_async_context(denoiser(experts, 1)) for experts in ("high", "low")]
+        await job(pools, 0, conditioning(0), [])
+        async with asyncio.TaskGroup() as group:
+            for seed in range(JOBS):
+                group.create_task(job(pools, seed, conditioning(seed), bars))
+    origin = min(bar.began for bar in bars)
+    figure, panel = plt.subplots(figsize=(9, 0.8 + 0.4 * JOBS))
+    for expert, colour in (("high", "#1f4e79"), ("low", "#e08a2e")):
+        drawn = [bar for bar in bars if bar.expert == expert]
+        panel.barh(
+            [bar.job for bar in drawn],
+            [bar.seconds for bar in drawn],
+            left=[bar.began - origin for bar in drawn],
+            height=0.6,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.4,
+            label=f"{expert}-noise expert, a process of its own",
+        )
+    panel.set_yticks(range(JOBS), [f"job {number}" for number in range(JOBS)])
+    panel.invert_yaxis()
+    panel.set_xlabel("seconds; each bar is one step")
+    panel.legend(fontsize=8, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    asyncio.run(draw(Path(sys.argv[1])))
