@@ -9,7 +9,7 @@ from benchmarks.publication import publish, table
 
 APART = ("a14b", "step_cache")
 """Measured only when they are named, and published under their own names."""
-NAMES = ("denoiser", "stepping", "pools", "postprocess", "tensor_stream", "relay")
+NAMES = ("denoiser", "stepping", "pools", "postprocess", "tensor_stream", "job_store", "relay")
 
 
 def main() -> None:
