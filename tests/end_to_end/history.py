@@ -19,6 +19,9 @@ def check_history(events: Sequence[GenerationEvent]) -> None:
     assert kinds[-1] in TERMINAL
     reached = 0
     for event in durable:
+        if event.WhichOneof("event") == "denoising":
+            # What an earlier generation ran is not run again.
+            reached = max(reached, event.denoising.reused_steps)
         if event.WhichOneof("event") == "step":
             assert event.step.index <= reached, "a step was skipped"
             reached = max(reached, event.step.index + 1)

@@ -61,6 +61,24 @@ async def whole(client: Client, spec: GenerationSpec) -> tuple[list[GenerationEv
     return events, b"".join(event.fragment.data for event in events if event.HasField("fragment"))
 
 
+async def test_a_shared_prefix_gives_the_same_clip_through_all_services_and_says_what_it_reused(client: Client) -> None:
+    def asked(*, reuse: bool, low: float | None = None) -> GenerationSpec:
+        size = {"width": 64, "height": 64, "num_frames": 5, "seed": 11}
+        return generation_spec(PROMPT, **size, preset="draft", guidance_scale_low=low, reuse_prefix=reuse)
+
+    await whole(client, asked(reuse=True))
+    again, clip = await whole(client, asked(reuse=True, low=1.5))
+    straight, other = await whole(client, asked(reuse=False, low=1.5))
+    reused = [event.denoising.reused_steps for event in again if event.HasField("denoising")]
+    steps = [event.step.index for event in again if event.HasField("step")]
+    assert 0 < reused[0] == steps[0]
+    assert not any(event.denoising.reused_steps for event in straight)
+    assert clip == other
+    ended = generation_at_end(again[-1])
+    assert ended is not None
+    assert (ended.spec.preset, ended.spec.sampling.guidance_scale_low) == ("draft", 1.5)
+
+
 async def test_a_prompt_becomes_a_clip_of_the_asked_size_length_and_rate(client: Client) -> None:
     spec = generation_spec(PROMPT, width=96, height=64, num_frames=13, fps=12, steps=4, seed=3, preview_every_steps=1)
     events, clip = await whole(client, spec)
