@@ -7,9 +7,18 @@ import sys
 
 from benchmarks.publication import publish, table
 
-APART = ("a14b", "step_cache")
-"""Measured only when they are named, and published under their own names."""
-NAMES = ("denoiser", "stepping", "pools", "postprocess", "tensor_stream", "job_store", "relay")
+NAMES = (
+    "a14b",
+    "step_cache",
+    "denoiser",
+    "stepping",
+    "pools",
+    "postprocess",
+    "tensor_stream",
+    "job_store",
+    "relay",
+    "quality",
+)
 
 
 def main() -> None:
