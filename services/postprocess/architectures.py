@@ -61,7 +61,9 @@ def _by_spandrel(entry: UpscalerEntry, state: dict[str, torch.Tensor], otherwise
     try:
         found = spandrel.ModelLoader().load_from_state_dict(state)
     except (spandrel.UnsupportedModelError, RuntimeError, KeyError, ValueError) as unfit:
-        raise ModelRefused(entry.file, f"is no network that spandrel knows: {unfit}") from unfit
+        raise ModelRefused(
+            entry.file, f"is no network that spandrel knows: {str(unfit) or type(unfit).__name__}"
+        ) from unfit
     if not isinstance(found, spandrel.ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
         raise ModelRefused(entry.file, "must take and give RGB pictures")
     needs = found.size_requirements

@@ -35,8 +35,8 @@ class PostprocessConfig(ModelServiceConfig):
         "auto", description="what runs upscaling networks; auto measures those present at the start"
     )
     upscaler_tile: int = Field(
-        512, ge=64, le=8192, description="longest edge in pixels that an upscaling network enlarges in one piece"
+        512, ge=64, le=768, description="longest edge in pixels that an upscaling network enlarges in one piece"
     )
     upscaler_margin: int = Field(
-        32, ge=0, le=256, description="pixels around a tile that an upscaling network sees and that are thrown away"
+        32, ge=0, le=128, description="pixels around a tile that an upscaling network sees and that are thrown away"
     )

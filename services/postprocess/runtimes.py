@@ -68,7 +68,7 @@ class OnnxRuntime:
 
 
 class TensorRtRuntime:
-    """TensorRT on a CUDA device, built at the start for batches up to 4 and edges from 32 to 1024 pixels."""
+    """TensorRT on a CUDA device, built at the start for batches up to 4 and edges from 16 to 1024 pixels."""
 
     def __init__(self, path: Path, device: torch.device, scale: int) -> None:
         import tensorrt  # noqa: PLC0415  (an optional dependency, loaded where it is used)
@@ -105,7 +105,7 @@ def _build(tensorrt: Any, logs: object, path: Path) -> bytes:
     if not parser.parse_from_file(str(path)):
         raise FailedPrecondition(f"{path.name} is refused: {parser.get_error(0)}", reason="ENGINE_REFUSED")
     profile = builder.create_optimization_profile()
-    profile.set_shape("pictures", (1, 3, 32, 32), (4, 3, 256, 256), (4, 3, 1024, 1024))
+    profile.set_shape("pictures", (1, 3, 16, 16), (4, 3, 256, 256), (4, 3, 1024, 1024))
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models import tiny
+from models.tiny.train.upscaler import draw_frames, shrink
 from models.untrained import write_untrained
 from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
 from services.chassis.channels import open_channel
@@ -198,6 +200,20 @@ def test_a_manifest_must_list_an_upscalers_files_and_give_ids_of_its_own(tmp_pat
     write_model(folder, make_network(), id="lanczos")
     with pytest.raises(ModelRefused, match="lanczos is always there"):
         ModelFolder(folder)
+
+
+def test_the_embedded_models_network_beats_lanczos_by_two_decibels_on_held_out_clips() -> None:
+    upscalers = load(Path(tiny.__file__).parent / "weights", "torch")
+    gains = []
+    for index in range(4):
+        truth = draw_frames(np.random.default_rng([99, index]), size=192, held_out=True)[::4]
+        item = Frames(first=0, pixels=shrink(truth))
+        (ours,), (plain,) = (upscalers.stage(name, 2).push(item) for name in ("srvgg-x2", "lanczos"))
+        errors = [np.square(made.pixels.astype(float) - truth).mean() for made in (ours, plain)]
+        gains.append(10 * np.log10(errors[1] / errors[0]))
+
+    assert upscalers.preferred == "srvgg-x2"
+    assert np.mean(gains) >= 2
 
 
 async def test_a_clip_is_enlarged_by_the_manifests_network_unless_told_otherwise(exported: Path) -> None:
