@@ -14,7 +14,7 @@ from models.tiny.train.upscaler import draw_frames, shrink
 from models.untrained import write_untrained
 from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
 from services.chassis.channels import open_channel
-from services.chassis.errors import FailedPrecondition
+from services.chassis.errors import FailedPrecondition, InvalidRequest
 from services.chassis.lifecycle import run_server
 from services.model.errors import ModelRefused
 from services.model.folder import ModelFolder
@@ -236,5 +236,6 @@ async def test_a_clip_is_enlarged_by_the_manifests_network_unless_told_otherwise
     assert (ours.accepted.finish.upscaler, plain.accepted.finish.upscaler) == ("net-x2", "lanczos")
     assert ours.frames().shape == plain.frames().shape == (5, 96, 128, 3)
     assert ours.data != plain.data
-    assert "start.finish.upscaler" in str(refused.violations[0])
-    assert "must be lanczos, net-x2 or empty" in str(refused.violations[0])
+    assert isinstance(refused, InvalidRequest)
+    (violation,) = refused.violations
+    assert (violation.field, violation.rule) == ("start.finish.upscaler", "must be lanczos, net-x2 or empty")
