@@ -132,6 +132,7 @@ PARTS: Mapping[str, Part] = {
     "render.interpolate": Part.VIDEO_ENCODE,
     "render.upscale": Part.VIDEO_ENCODE,
     "render.inspect": Part.VIDEO_ENCODE,
+    "render.loop": Part.VIDEO_ENCODE,
     "render.finish": Part.VIDEO_ENCODE,
     "render.mark": Part.VIDEO_ENCODE,
     "render.still": Part.VIDEO_ENCODE,

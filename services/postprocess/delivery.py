@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.postprocess.animation import Animation, AnimationFormat
+from services.postprocess.captions import Captions
 from services.postprocess.hls import Presentation, write_hls
 from services.postprocess.outputs import Output, OutputKind
 from services.postprocess.plan import RenderPlan
@@ -35,9 +36,17 @@ def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> I
         spool.close()
         if plan.video:
             yield _video(plan, spool, folder)
+            if plan.captions is not None:
+                yield _captions(plan.captions, folder)
         if plan.hls:
             finish = plan.finish
-            form = Presentation(width=finish.width, height=finish.height, fps=plan.target_fps, codecs=codecs)
+            form = Presentation(
+                width=finish.width,
+                height=finish.height,
+                fps=plan.target_fps,
+                codecs=codecs,
+                captions=plan.captions,
+            )
             yield from write_hls(spool, form, folder)
     if gathered.sprite is not None:
         yield from _sprite(gathered.sprite, folder)
@@ -48,8 +57,14 @@ def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> I
 def _video(plan: RenderPlan, spool: Spool, folder: Path) -> Output:
     _, suffix, content_type = plan.container.value
     path = folder / f"clip{suffix}"
-    remux(spool.path, path, plan.container)
+    remux(spool.path, path, plan.container, plan.captions)
     return Output(kind=OutputKind.VIDEO, name=path.name, content_type=content_type, path=path)
+
+
+def _captions(captions: Captions, folder: Path) -> Output:
+    path = folder / "subtitles.vtt"
+    path.write_text(captions.webvtt(), encoding="utf-8")
+    return Output(kind=OutputKind.SUBTITLES, name=path.name, content_type="text/vtt", path=path)
 
 
 def _sprite(sprite: Sprite, folder: Path) -> Iterator[Output]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from services.postprocess.adjust import Adjuster, Adjustments
 from services.postprocess.fit import Fit, fitted
 from services.postprocess.fonts import font_for
 from services.postprocess.frames import Frames, Pixels
@@ -20,6 +21,7 @@ class Finish:
     width: int
     height: int
     fit: Fit = Fit.CROP
+    adjustments: Adjustments | None = None
     fade_in: float = 0.0
     fade_out: float = 0.0
     label: Label | None = None
@@ -29,7 +31,9 @@ class Finish:
     def changes(self, width: int, height: int) -> bool:
         """Whether pictures of this size would come out other than they went in."""
         resized = (self.width, self.height) != (width, height)
-        return resized or bool(self.fade_in or self.fade_out or self.label or self.logo or self.cues)
+        return resized or bool(
+            self.adjustments or self.fade_in or self.fade_out or self.label or self.logo or self.cues
+        )
 
 
 class Finisher:
@@ -43,6 +47,7 @@ class Finisher:
     def __init__(self, finish: Finish, *, total: int, fps: Fraction) -> None:
         self._finish = finish
         self._total = total
+        self._adjuster = Adjuster(finish.adjustments) if finish.adjustments is not None else None
         self._fps = fps
         size = (finish.width, finish.height)
         self._lasting = [
@@ -65,6 +70,8 @@ class Finisher:
     def _finished(self, picture: Pixels, index: int) -> Pixels:
         finish = self._finish
         finished = fitted(picture, finish.width, finish.height, finish.fit)
+        if self._adjuster is not None:
+            finished = self._adjuster.adjusted(finished)
         light = self._light(index)
         overlays = [*self._lasting, *self._subtitles(float(index / self._fps))]
         if light < 1:

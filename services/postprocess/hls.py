@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from services.postprocess.captions import Captions
 from services.postprocess.outputs import Output, OutputKind
 from services.postprocess.spool import Piece, Spool
 
 PLAYLIST = "application/vnd.apple.mpegurl"
 
-_SEGMENT = "video/iso.segment"
+_CONTENT_TYPES = {".m3u8": PLAYLIST, ".mp4": "video/mp4", ".m4s": "video/iso.segment", ".vtt": "text/vtt"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class Presentation:
     height: int
     fps: Fraction
     codecs: str
+    captions: Captions | None = None
 
 
 def write_hls(spool: Spool, presentation: Presentation, folder: Path) -> Iterator[Output]:
@@ -43,8 +45,13 @@ def write_hls(spool: Spool, presentation: Presentation, folder: Path) -> Iterato
     (place / "index.m3u8").write_text(
         _master(presentation, peak=math.ceil(max(rates)), average=math.ceil(average)), encoding="ascii"
     )
-    for name in ("index.m3u8", "video.m3u8", "init.mp4", *names):
-        content_type = {".m3u8": PLAYLIST, ".mp4": "video/mp4", ".m4s": _SEGMENT}[Path(name).suffix]
+    captions = presentation.captions
+    if captions is not None:
+        (place / "subtitles.vtt").write_text(captions.webvtt(), encoding="utf-8")
+        (place / "subtitles.m3u8").write_text(_subtitles(captions.duration), encoding="ascii")
+    written = ("subtitles.m3u8", "subtitles.vtt") if captions is not None else ()
+    for name in ("index.m3u8", "video.m3u8", *written, "init.mp4", *names):
+        content_type = _CONTENT_TYPES[Path(name).suffix]
         yield Output(kind=OutputKind.HLS, name=f"hls/{name}", content_type=content_type, path=place / name)
 
 
@@ -73,4 +80,19 @@ def _master(presentation: Presentation, *, peak: int, average: int) -> str:
         f'CODECS="{presentation.codecs}",RESOLUTION={presentation.width}x{presentation.height},'
         f"FRAME-RATE={float(presentation.fps):.3f}"
     )
-    return f"#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n#EXT-X-STREAM-INF:{facts}\nvideo.m3u8\n"
+    media = ""
+    if presentation.captions is not None:
+        language = presentation.captions.language or "und"
+        media = (
+            f'#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="subtitles",NAME="{language}",LANGUAGE="{language}",'
+            'AUTOSELECT=YES,URI="subtitles.m3u8"\n'
+        )
+        facts += ',SUBTITLES="subtitles"'
+    return f"#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n{media}#EXT-X-STREAM-INF:{facts}\nvideo.m3u8\n"
+
+
+def _subtitles(duration: float) -> str:
+    return (
+        f"#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:{max(1, math.ceil(duration))}\n"
+        f"#EXT-X-PLAYLIST-TYPE:VOD\n#EXTINF:{duration:.6f},\nsubtitles.vtt\n#EXT-X-ENDLIST\n"
+    )

@@ -1,13 +1,15 @@
 """What a request asks for, as a plan: protos to the domain's own words, each rule checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
 from rushes.v1 import finishing_pb2, postprocess_pb2
 from services.chassis.errors import InvalidRequest
+from services.postprocess.adjust import Adjustments
 from services.postprocess.animation import AnimationFormat
+from services.postprocess.captions import Captions
 from services.postprocess.codecs import CRF, SOFTWARE, Codec, Effort, Quality, Rate
 from services.postprocess.finish import Finish
 from services.postprocess.fit import Fit
@@ -50,6 +52,14 @@ ANIMATIONS: Final[Mapping[int, AnimationFormat]] = MappingProxyType(
     {
         postprocess_pb2.ARTIFACT_KIND_GIF: AnimationFormat.GIF,
         postprocess_pb2.ARTIFACT_KIND_ANIMATED_WEBP: AnimationFormat.WEBP,
+    }
+)
+ASPECTS: Final[Mapping[int, tuple[int, int]]] = MappingProxyType(
+    {
+        finishing_pb2.ASPECT_16_9: (16, 9),
+        finishing_pb2.ASPECT_9_16: (9, 16),
+        finishing_pb2.ASPECT_1_1: (1, 1),
+        finishing_pb2.ASPECT_4_5: (4, 5),
     }
 )
 FITS: Final[Mapping[int, Fit]] = MappingProxyType(
@@ -104,11 +114,16 @@ def plan_rendering(
     if order.upscaler not in ("", *upscalers.ids):
         raise InvalidRequest.of(f"{_FINISH}.upscaler", f"must be {', '.join(upscalers.ids)} or empty")
     upscale = order.upscale or 1
-    width, height = order.width or shape.width * upscale, order.height or shape.height * upscale
+    width, height = _finished_size(order, shape.width * upscale, shape.height * upscale)
     if max(shape.width, shape.height) * upscale > _MAX_EDGE:
         raise InvalidRequest.of(f"{_FINISH}.upscale", f"must leave both edges at most {_MAX_EDGE} pixels")
     encoding = _encoding(start.video, speed=target_fps / fps, encoders=encoders)
-    duration = float(interpolated_count(shape.num_frames, source_fps=fps, target_fps=target_fps) / target_fps)
+    frames = interpolated_count(shape.num_frames, source_fps=fps, target_fps=target_fps)
+    loop_frames = _loop_frames(order, frames, target_fps)
+    duration = float((frames - loop_frames) / target_fps)
+    as_track = order.subtitle_use == finishing_pb2.SUBTITLE_USE_TRACK
+    cues = _cues(order.subtitles, duration, burned=not as_track) if order.subtitles else ()
+    captions = Captions(cues=cues, duration=duration, language=order.subtitle_language)
     return RenderPlan(
         width=shape.width,
         height=shape.height,
@@ -117,10 +132,12 @@ def plan_rendering(
         target_fps=target_fps,
         upscale=upscale,
         upscaler=order.upscaler or upscalers.preferred,
-        finish=_finish(order, width=width, height=height, duration=duration),
+        finish=_finish(order, width=width, height=height, duration=duration, cues=() if as_track else cues),
         encoding=encoding,
         mark_id=order.watermark_id if order.HasField("watermark_id") else None,
         rules=_rules(start.inspection),
+        loop_frames=loop_frames,
+        captions=captions if as_track and cues else None,
         poster=postprocess_pb2.ARTIFACT_KIND_POSTER in start.artifacts,
         contact_sheet=postprocess_pb2.ARTIFACT_KIND_CONTACT_SHEET in start.artifacts,
         sprite=postprocess_pb2.ARTIFACT_KIND_SPRITE in start.artifacts,
@@ -159,7 +176,37 @@ def _container(video: postprocess_pb2.VideoSettings, codec: Codec) -> Container:
     return container
 
 
-def _finish(order: finishing_pb2.FinishPlan, *, width: int, height: int, duration: float) -> Finish:
+def _finished_size(order: finishing_pb2.FinishPlan, width: int, height: int) -> tuple[int, int]:
+    """The size in pixels of a finished clip whose pictures are `width` x `height` before."""
+    if order.aspect not in ASPECTS:
+        return order.width or width, order.height or height
+    if order.width:
+        raise InvalidRequest.of(f"{_FINISH}.aspect", "must not be set where width and height are")
+    across, down = ASPECTS[order.aspect]
+    wider = width * down > height * across
+    if wider == (order.fit == finishing_pb2.FIT_PAD):
+        height = round(width * down / across)
+    else:
+        width = round(height * across / down)
+    return max(2, width // 2 * 2), max(2, height // 2 * 2)
+
+
+def _loop_frames(order: finishing_pb2.FinishPlan, frames: int, fps: Fraction) -> int:
+    overlap = round(Fraction(order.loop_seconds) * fps)
+    if overlap > frames // 2:
+        most = float(frames // 2 / fps)
+        raise InvalidRequest.of(f"{_FINISH}.loop_seconds", f"must be at most {most:g}, half of the clip")
+    return overlap
+
+
+def _adjustments(order: finishing_pb2.Adjustments) -> Adjustments | None:
+    given = {field.name: value for field, value in order.ListFields()}
+    return Adjustments(**given) if given else None
+
+
+def _finish(
+    order: finishing_pb2.FinishPlan, *, width: int, height: int, duration: float, cues: Sequence[Cue]
+) -> Finish:
     if order.fade_in_seconds + order.fade_out_seconds > duration:
         raise InvalidRequest.of(f"{_FINISH}.fade_out_seconds", f"the fades must fit into the clip's {duration:g} s")
     return Finish(
@@ -170,7 +217,8 @@ def _finish(order: finishing_pb2.FinishPlan, *, width: int, height: int, duratio
         fade_out=order.fade_out_seconds,
         label=_label(order.label) if order.HasField("label") else None,
         logo=_logo(order.logo) if order.HasField("logo") else None,
-        cues=_cues(order.subtitles, duration) if order.subtitles else (),
+        adjustments=_adjustments(order.adjustments),
+        cues=cues,
     )
 
 
@@ -200,13 +248,14 @@ def _logo(order: finishing_pb2.Logo) -> Logo:
     )
 
 
-def _cues(text: str, duration: float) -> tuple[Cue, ...]:
+def _cues(text: str, duration: float, *, burned: bool) -> tuple[Cue, ...]:
     field = f"{_FINISH}.subtitles"
     try:
         cues = parse_subtitles(text, duration=duration)
     except SubtitleInvalid as refused:
         raise InvalidRequest.of(field, str(refused)) from refused
-    _check_letters(field, "".join(cue.text for cue in cues))
+    if burned:
+        _check_letters(field, "".join(cue.text for cue in cues))
     return cues
 
 

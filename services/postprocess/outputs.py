@@ -15,6 +15,7 @@ class OutputKind(enum.Enum):
     VIDEO = "video"
     SPRITE = "sprite"
     HLS = "hls"
+    SUBTITLES = "subtitles"
     GIF = "gif"
     ANIMATED_WEBP = "animated webp"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from services.postprocess.animation import AnimationFormat
+from services.postprocess.captions import Captions
 from services.postprocess.finish import Finish
 from services.postprocess.inspection import Check, Rule
 from services.postprocess.interpolate import interpolated_count
@@ -35,6 +36,8 @@ class RenderPlan:
     contact_sheet: bool = False
     sprite: bool = False
     animations: frozenset[AnimationFormat] = frozenset()
+    loop_frames: int = 0
+    captions: Captions | None = None
     video: bool = False
     hls: bool = False
     container: Container = Container.MP4
@@ -42,6 +45,11 @@ class RenderPlan:
     @property
     def finished_frames(self) -> int:
         """Frames of the finished clip."""
+        return self.interpolated_frames - self.loop_frames
+
+    @property
+    def interpolated_frames(self) -> int:
+        """Frames at the finished rate, before the clip is made a loop."""
         return interpolated_count(self.num_frames, source_fps=self.fps, target_fps=self.target_fps)
 
     @property

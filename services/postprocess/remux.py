@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import av
+from av.container import OutputContainer
 
+from services.postprocess.captions import MILLISECOND, TRACK_CODECS, Captions
 from services.postprocess.mp4 import Container
 
 
-def remux(source: Path, target: Path, container: Container) -> None:
-    """Write the packets of `source` to `target`; an MP4 has its `moov` before its `mdat`."""
+def remux(source: Path, target: Path, container: Container, captions: Captions | None = None) -> None:
+    """Write the packets of `source` to `target`, and a track of `captions`; an MP4 has its `moov` before its `mdat`."""
     muxer, _, _ = container.value
     options = {"movflags": "+faststart"} if container is Container.MP4 else {}
     with av.open(str(source)) as clip, av.open(str(target), "w", format=muxer, options=options) as file:
@@ -17,8 +19,22 @@ def remux(source: Path, target: Path, container: Container) -> None:
         stream.time_base = video.time_base
         if video.codec_context.codec_tag == "hvc1":
             stream.codec_context.codec_tag = "hvc1"
+        if captions is not None:
+            _write_captions(file, captions, container)
         for packet in clip.demux(video):
             if packet.dts is None:
                 continue
             packet.stream = stream
             file.mux(packet)
+
+
+def _write_captions(file: OutputContainer, captions: Captions, container: Container) -> None:
+    track = file.add_mux_stream(TRACK_CODECS[container])
+    track.time_base = MILLISECOND
+    track.metadata["language"] = captions.track_language
+    for data, start, length in captions.packets(container):
+        packet = av.Packet(data)
+        packet.stream, packet.time_base = track, MILLISECOND
+        packet.pts = packet.dts = start
+        packet.duration = length
+        file.mux(packet)

@@ -22,6 +22,7 @@ from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
 from services.postprocess.inspection import Action, Finding, Inspector
 from services.postprocess.interpolate import Interpolator
+from services.postprocess.loop import Looper
 from services.postprocess.mark import Marker
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.outputs import OutputPart, parts
@@ -97,6 +98,7 @@ class Rendering:
             *([Interpolator(source_fps=plan.fps, target_fps=fps)] if fps != plan.fps else []),
             *([upscalers.stage(plan.upscaler, plan.upscale)] if plan.upscale > 1 else []),
             self._inspector,
+            *([Looper(total=plan.interpolated_frames, overlap=plan.loop_frames)] if plan.loop_frames else []),
             *([Finisher(finish, total=total, fps=fps)] if finish.changes(*plan.upscaled_size) else []),
             *([Marker(plan.mark_id)] if plan.mark_id is not None else []),
             self._stills,

@@ -1,6 +1,7 @@
 """Postprocess' words in the language of the protos, and back."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -28,6 +29,7 @@ _KINDS: Final[Mapping[OutputKind, postprocess_pb2.ArtifactKind.ValueType]] = Map
         OutputKind.VIDEO: postprocess_pb2.ARTIFACT_KIND_VIDEO,
         OutputKind.SPRITE: postprocess_pb2.ARTIFACT_KIND_SPRITE,
         OutputKind.HLS: postprocess_pb2.ARTIFACT_KIND_HLS,
+        OutputKind.SUBTITLES: postprocess_pb2.ARTIFACT_KIND_SUBTITLES,
         OutputKind.GIF: postprocess_pb2.ARTIFACT_KIND_GIF,
         OutputKind.ANIMATED_WEBP: postprocess_pb2.ARTIFACT_KIND_ANIMATED_WEBP,
     }
@@ -69,7 +71,13 @@ def _finish_message(plan: RenderPlan) -> finishing_pb2.FinishPlan:
         fit=finishing_pb2.Fit.ValueType(_number(FITS, finish.fit)),
         fade_in_seconds=finish.fade_in,
         fade_out_seconds=finish.fade_out,
+        loop_seconds=float(plan.loop_frames / plan.target_fps),
     )
+    if plan.captions is not None:
+        message.subtitle_use = finishing_pb2.SUBTITLE_USE_TRACK
+        message.subtitle_language = plan.captions.language
+    if finish.adjustments:
+        message.adjustments.CopyFrom(finishing_pb2.Adjustments(**asdict(finish.adjustments)))
     if plan.mark_id is not None:
         message.watermark_id = plan.mark_id
     if finish.label:

@@ -253,6 +253,51 @@ async def test_an_hls_presentation_plays_from_its_playlist_and_every_segment_beg
 
 
 @pytest.mark.parametrize(
+    ("codec", "name", "coding"),
+    [
+        (postprocess_pb2.VIDEO_CODEC_H264, "clip.mp4", "mov_text"),
+        (postprocess_pb2.VIDEO_CODEC_VP9, "clip.webm", "webvtt"),
+    ],
+)
+async def test_soft_subtitles_are_a_track_a_file_and_part_of_the_playlist(
+    postprocess: OpenService, tmp_path: Path, codec: int, name: str, coding: str
+) -> None:
+    finish = finishing_pb2.FinishPlan(
+        subtitles="1\n00:00:00,100 --> 00:00:00,400\nHello\n\n2\n00:00:00,500 --> 00:00:09,000\n你好 <b>&</b>\n",
+        subtitle_use=finishing_pb2.SUBTITLE_USE_TRACK,
+        subtitle_language="zh-Hans",
+    )
+    video = postprocess_pb2.VideoSettings(codec=codec)  # type: ignore[arg-type]
+    clip = await make(postprocess, artifacts=[VIDEO, HLS], finish=finish, video=video)
+    plain = await make(postprocess, video=video)
+
+    files = clip.files()
+    assert clip.data == plain.data
+    assert files["subtitles.vtt"].decode("utf-8") == (
+        "WEBVTT\n\n00:00:00.100 --> 00:00:00.400\nHello\n\n00:00:00.500 --> 00:00:01.062\n你好 &amp;\n"
+    )
+    with av.open(io.BytesIO(files[name])) as opened:
+        (track,) = opened.streams.subtitles
+        assert (track.codec_context.name, track.metadata["language"]) == (coding, "zho")
+        assert len(list(opened.decode(video=0))) == 17
+    (tmp_path / "clip").write_bytes(files[name])
+    accepted_by_ffmpeg(tmp_path / "clip")
+    assert 'TYPE=SUBTITLES,GROUP-ID="subtitles",NAME="zh-Hans"' in files["hls/index.m3u8"].decode("ascii")
+    assert files["hls/subtitles.vtt"] == files["subtitles.vtt"]
+    assert clip.accepted.finish.subtitle_use == finishing_pb2.SUBTITLE_USE_TRACK
+
+
+async def test_a_loop_is_shorter_by_its_cross_fade_and_adjustments_are_repeated(postprocess: OpenService) -> None:
+    finish = finishing_pb2.FinishPlan(loop_seconds=0.25, adjustments=finishing_pb2.Adjustments(saturation=0))
+    clip = await make(postprocess, finish=finish)
+
+    frames = clip.frames().astype(int)
+    assert len(frames) == clip.accepted.num_frames == clip.result.num_frames == 13
+    assert np.abs(frames.max(axis=-1) - frames.min(axis=-1)).mean() < 2
+    assert (clip.accepted.finish.loop_seconds, clip.accepted.finish.adjustments.saturation) == (0.25, 0)
+
+
+@pytest.mark.parametrize(
     ("messages", "code"),
     [
         ([{"data": b"x"}], grpc.StatusCode.INVALID_ARGUMENT),

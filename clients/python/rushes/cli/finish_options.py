@@ -20,6 +20,25 @@ Size = Annotated[str | None, typer.Option(help="Exact size, WIDTHxHEIGHT, even."
 FitName = Annotated[
     str | None, typer.Option("--fit", help="How it gets that size: crop, pad or stretch.", rich_help_panel=FINISH)
 ]
+AspectName = Annotated[
+    str | None,
+    typer.Option("--aspect", help="Shape instead of a size: 16:9, 9:16, 1:1 or 4:5.", rich_help_panel=FINISH),
+]
+Brightness = Annotated[float | None, typer.Option(help="-1 to 1; 0 changes nothing.", rich_help_panel=FINISH)]
+Contrast = Annotated[float | None, typer.Option(help="0 to 4; 1 changes nothing.", rich_help_panel=FINISH)]
+Saturation = Annotated[float | None, typer.Option(help="0 to 4; 1 changes nothing.", rich_help_panel=FINISH)]
+Gamma = Annotated[float | None, typer.Option(help="0.1 to 10; 1 changes nothing.", rich_help_panel=FINISH)]
+Sharpness = Annotated[float | None, typer.Option(help="0 to 4; 0 changes nothing.", rich_help_panel=FINISH)]
+Loop = Annotated[
+    float | None,
+    typer.Option(help="Seconds of cross-fade from the end into the beginning.", rich_help_panel=FINISH),
+]
+SubtitleUse = Annotated[
+    str | None, typer.Option("--subtitles-as", help="burn, or track to be turned on.", rich_help_panel=FINISH)
+]
+SubtitleLanguage = Annotated[
+    str | None, typer.Option("--subtitles-language", help="For example en or zh-Hans.", rich_help_panel=FINISH)
+]
 FadeIn = Annotated[float | None, typer.Option(help="Seconds of fade from black.", rich_help_panel=FINISH)]
 FadeOut = Annotated[float | None, typer.Option(help="Seconds of fade to black.", rich_help_panel=FINISH)]
 LabelText = Annotated[
@@ -37,7 +56,7 @@ LogoCorner = Annotated[str | None, typer.Option(help="As --label-corner.", rich_
 LogoOpacity = Annotated[float | None, typer.Option(help="0 to 1.", rich_help_panel=FINISH)]
 LogoWidth = Annotated[float | None, typer.Option(help="Share of the clip's width, 0 to 1.", rich_help_panel=FINISH)]
 SubtitleFile = Annotated[
-    Path | None, typer.Option("--subtitles", help="SubRip or WebVTT file to burn in.", rich_help_panel=FINISH)
+    Path | None, typer.Option("--subtitles", help="SubRip or WebVTT file.", rich_help_panel=FINISH)
 ]
 Watermark = Annotated[
     bool, typer.Option("--watermark", help="Mark every frame invisibly with an id.", rich_help_panel=FINISH)

@@ -37,6 +37,14 @@ _FLAGS: Mapping[str, str] = {
     "finish.logo.opacity": "--logo-opacity",
     "finish.logo.width_share": "--logo-width",
     "finish.subtitles": "--subtitles",
+    "finish.subtitle_use": "--subtitles-as",
+    "finish.subtitle_language": "--subtitles-language",
+    "finish.aspect": "--aspect",
+    "finish.loop_seconds": "--loop",
+    **{
+        f"finish.adjustments.{name}": f"--{name}"
+        for name in ("brightness", "contrast", "saturation", "gamma", "sharpness")
+    },
     "finish.watermark_id": "--watermark-id",
     "fps": "--source-fps",
     "video.codec": "--codec",
@@ -57,6 +65,13 @@ class FinishOptions:
     fps: int | None = None
     size: str | None = None
     fit: str | None = None
+    aspect: str | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    gamma: float | None = None
+    sharpness: float | None = None
+    loop: float | None = None
     fade_in: float | None = None
     fade_out: float | None = None
     label: str | None = None
@@ -67,6 +82,8 @@ class FinishOptions:
     logo_opacity: float | None = None
     logo_width: float | None = None
     subtitles: Path | None = None
+    subtitles_as: str | None = None
+    subtitles_language: str | None = None
     watermark: bool = False
     watermark_id: str | None = None
 
@@ -77,6 +94,8 @@ class FinishOptions:
             ("--label-opacity", self.label_opacity, self.label is None and "--label"),
             ("--logo-corner", self.logo_corner, self.logo is None and "--logo"),
             ("--logo-opacity", self.logo_opacity, self.logo is None and "--logo"),
+            ("--subtitles-as", self.subtitles_as, self.subtitles is None and "--subtitles"),
+            ("--subtitles-language", self.subtitles_language, self.subtitles is None and "--subtitles"),
             ("--logo-width", self.logo_width, self.logo is None and "--logo"),
         ):
             if needed is not None and missing:
@@ -89,6 +108,13 @@ class FinishOptions:
             width=width,
             height=height,
             fit=self.fit,
+            aspect=self.aspect,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
+            gamma=self.gamma,
+            sharpness=self.sharpness,
+            loop_seconds=self.loop,
             fade_in_seconds=self.fade_in,
             fade_out_seconds=self.fade_out,
             label=self.label,
@@ -99,6 +125,8 @@ class FinishOptions:
             logo_opacity=self.logo_opacity,
             logo_width_share=self.logo_width,
             subtitles=_text("--subtitles", self.subtitles) if self.subtitles is not None else None,
+            subtitle_use=self.subtitles_as,
+            subtitle_language=self.subtitles_language,
             watermark_id=self._mark_id(),
         )
 

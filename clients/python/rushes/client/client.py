@@ -37,14 +37,6 @@ Answer = TypeVar("Answer")
 
 Metadata = tuple[tuple[str, str], ...]
 
-TERMINAL_STATES = frozenset(
-    {
-        GenerationState.GENERATION_STATE_SUCCEEDED,
-        GenerationState.GENERATION_STATE_FAILED,
-        GenerationState.GENERATION_STATE_CANCELLED,
-    }
-)
-
 
 class Client:
     """Makes clips through a gateway, and mends lost connections by itself.

@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from rushes.client.errors import FieldViolation, InvalidRequest
-from rushes.v1.finishing_pb2 import Corner, FinishPlan, Fit
+from rushes.v1.finishing_pb2 import Aspect, Corner, FinishPlan, Fit, SubtitleUse
 from rushes.v1.postprocess_pb2 import ArtifactKind, Container, EncodingEffort, VideoCodec, VideoQuality, VideoSettings
 
 FITS: Mapping[str, int] = {"crop": Fit.FIT_CROP, "pad": Fit.FIT_PAD, "stretch": Fit.FIT_STRETCH}
+ASPECTS: Mapping[str, int] = {
+    "16:9": Aspect.ASPECT_16_9,
+    "9:16": Aspect.ASPECT_9_16,
+    "1:1": Aspect.ASPECT_1_1,
+    "4:5": Aspect.ASPECT_4_5,
+}
+SUBTITLE_USES: Mapping[str, int] = {"burn": SubtitleUse.SUBTITLE_USE_BURN, "track": SubtitleUse.SUBTITLE_USE_TRACK}
 CORNERS: Mapping[str, int] = {
     "top-left": Corner.CORNER_TOP_LEFT,
     "top-right": Corner.CORNER_TOP_RIGHT,
@@ -49,6 +56,13 @@ def finish_plan(
     width: int | None = None,
     height: int | None = None,
     fit: str | None = None,
+    aspect: str | None = None,
+    brightness: float | None = None,
+    contrast: float | None = None,
+    saturation: float | None = None,
+    gamma: float | None = None,
+    sharpness: float | None = None,
+    loop_seconds: float | None = None,
     fade_in_seconds: float | None = None,
     fade_out_seconds: float | None = None,
     label: str | None = None,
@@ -59,12 +73,15 @@ def finish_plan(
     logo_opacity: float | None = None,
     logo_width_share: float | None = None,
     subtitles: str | None = None,
+    subtitle_use: str | None = None,
+    subtitle_language: str | None = None,
     watermark_id: int | None = None,
 ) -> FinishPlan:
     """What happens to the frames before they are encoded; what is None does not happen.
 
-    `fit` is one of `FITS`, corners are of `CORNERS`, `logo` is an encoded picture, `subtitles` the text of a SubRip or
-    WebVTT file. Raises `InvalidRequest` for a value that the wire cannot carry; all other rules are the server's.
+    `fit` is one of `FITS`, `aspect` of `ASPECTS`, `subtitle_use` of `SUBTITLE_USES`, corners are of `CORNERS`, `logo`
+    is an encoded picture, `subtitles` the text of a SubRip or WebVTT file. Raises `InvalidRequest` for a value that the
+    wire cannot carry; all other rules are the server's.
     """
     plan = FinishPlan()
     values: Mapping[str, str | float | None] = {
@@ -74,13 +91,27 @@ def finish_plan(
         "width": width,
         "height": height,
         "fit": choice("finish.fit", fit, FITS),
+        "aspect": choice("finish.aspect", aspect, ASPECTS),
+        "loop_seconds": loop_seconds,
         "fade_in_seconds": fade_in_seconds,
         "fade_out_seconds": fade_out_seconds,
         "subtitles": subtitles,
+        "subtitle_use": choice("finish.subtitle_use", subtitle_use, SUBTITLE_USES),
+        "subtitle_language": subtitle_language,
         "watermark_id": watermark_id,
     }
     for field, value in values.items():
         put(plan, "finish.", field, value)
+    adjustments = {
+        "brightness": brightness,
+        "contrast": contrast,
+        "saturation": saturation,
+        "gamma": gamma,
+        "sharpness": sharpness,
+    }
+    for field, number in adjustments.items():
+        if number is not None:
+            put(plan.adjustments, "finish.adjustments.", field, number)
     if label is not None:
         put(plan.label, "finish.label.", "text", label)
         put(plan.label, "finish.label.", "corner", choice("finish.label.corner", label_corner, CORNERS))
