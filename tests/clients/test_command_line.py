@@ -15,8 +15,6 @@ from google.rpc import error_details_pb2
 from rushes.cli.__main__ import main
 from rushes.cli.batch import read_batch
 from rushes.cli.refusal import CommandRefused
-from rushes.v1.finishing_pb2 import CORNER_TOP_LEFT, FIT_PAD
-from rushes.v1.postprocess_pb2 import ENCODING_EFFORT_FASTEST, VIDEO_QUALITY_DRAFT
 from tests.clients.scripted_gateway import CLIP, SHEET, STEPS, Fault, Script, status
 
 UNAVAILABLE = status(grpc.StatusCode.UNAVAILABLE, "the gateway is going away", "DRAINING")
@@ -390,24 +388,3 @@ async def test_prompts_come_in_three_languages(rushes_alone: CommandLine) -> Non
     assert texts["en"][0] == "a red circle moves left over the blue sea"
     assert len({len(lines) for lines in texts.values()}) == 1
     assert len(set().union(*texts.values())) == 3 * len(texts["en"])
-
-
-async def test_finish_and_delivery_reach_the_gateway(rushes: CommandLine, script: Script) -> None:
-    work = rushes.folder / "work"
-    work.mkdir()
-    (work / "words.srt").write_text("1\n00:00:00,000 --> 00:00:00,500\nHello\n", encoding="utf-8")
-    (work / "logo.png").write_bytes(b"a picture")
-    done = await rushes(
-        *("generate", "a red circle", "--upscale", "2", "--fps", "32", "--watermark-id", "c0ffee", "--label"),
-        *("--subtitles", "words.srt", "--logo", "logo.png", "--logo-corner", "top-left", "--size", "108x192"),
-        *("--fit", "pad", "--fade-in", "0.25", "--quality", "draft", "--effort", "fastest"),
-    )
-
-    assert done.code == 0, done.err
-    (request,) = script.seen("Generate")
-    finish, video = request.spec.finish, request.spec.video
-    assert (finish.upscale, finish.target_fps, finish.width, finish.height) == (2, 32, 108, 192)
-    assert (finish.label.text, finish.logo.image, finish.watermark_id) == ("AI generated", b"a picture", 0xC0FFEE)
-    assert finish.subtitles.startswith("1\n00:00")
-    assert (finish.fit, finish.logo.corner, finish.fade_in_seconds) == (FIT_PAD, CORNER_TOP_LEFT, 0.25)
-    assert (video.quality, video.effort) == (VIDEO_QUALITY_DRAFT, ENCODING_EFFORT_FASTEST)

@@ -59,6 +59,11 @@ def _bad_finishes() -> list[tuple[dict[str, object], str]]:
         ({"finish": {"logo": {"image": png(5000, 4000)}}}, "start.finish.logo.image"),
         ({"finish": {"subtitles": "nonsense"}}, "start.finish.subtitles"),
         ({"finish": {"subtitles": "1\n00:00:09,000 --> 00:00:10,000\nlate\n"}}, "start.finish.subtitles"),
+        ({"finish": {"loop_seconds": 0.4}}, "start.finish.loop_seconds"),
+        ({"finish": {"aspect": finishing_pb2.ASPECT_1_1, "width": 64, "height": 64}}, "start.finish.aspect"),
+        ({"finish": {"adjustments": {"gamma": 0}}}, "start.finish.adjustments.gamma"),
+        ({"finish": {"subtitle_language": "English!"}}, "start.finish.subtitle_language"),
+        ({"video": {"container": postprocess_pb2.CONTAINER_WEBM}}, "start.video.container"),
         ({"inspection": {"rules": [twice, twice]}}, "start.inspection.rules[1].check"),
     ]
 
@@ -112,6 +117,7 @@ def _bad_shapes() -> list[tuple[str, list[postprocess_pb2.RenderRequest], str]]:
         ("start twice", [late[0], late[0]], "chunk"),
         ("nothing", [], "start"),
         ("frames", [start_request(b"x", shape=shape(width=64, height=48, num_frames=10))], "start.shape.num_frames"),
+        ("no frames", [start_request(b"x", shape=shape(width=64, height=48, num_frames=0))], "start.shape.num_frames"),
         ("odd size", [start_request(b"x", shape=shape(width=72, height=48, num_frames=9))], "start.shape.width"),
         ("wide", [start_request(b"x", shape=shape(width=512, height=48, num_frames=9))], "start.shape.width"),
         ("long", [start_request(b"x", shape=shape(width=64, height=48, num_frames=85))], "start.shape.num_frames"),

@@ -302,12 +302,10 @@ class Client:
     ) -> AsyncGenerator[ClipFrame, None]:
         """Frames of a finished clip as pictures: `count` from `first` on, 0 for all that follow.
 
-        `form` is `png`, `jpeg` or `webp`; `quality` (1 to 100) is of the last two; the longer edge is at most
-        `max_edge` pixels if that is not 0. Raises `FailedPrecondition` if there is no clip, `OutOfRange`.
+        `form` is `png`, `jpeg` or `webp`; `quality` (1 to 100) is of the last two; no edge exceeds `max_edge` if not 0.
         """
-        request = generation_pb2.DownloadFramesRequest(
-            id=generation_id, range=frame_range(first, count, form, quality, max_edge)
-        )
+        wanted = frame_range(first, count, form, quality, max_edge)
+        request = generation_pb2.DownloadFramesRequest(id=generation_id, range=wanted)
         call = self._generations.DownloadFrames(request, metadata=self._metadata(None))
         try:
             async for frame in whole_frames(call):
