@@ -197,5 +197,6 @@ def test_any_order_of_operations_agrees_with_the_model_on_postgres(postgres: str
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_very_many_orders_of_operations_agree_with_the_model(database_url: str):
     run_machine(database_url, settings(QUICK, max_examples=300, stateful_step_count=60))
