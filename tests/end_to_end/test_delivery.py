@@ -56,7 +56,7 @@ def logo() -> bytes:
         ({"subtitles": "no timing here"}, "spec.finish.subtitles", "line 1: a cue needs a line of timing"),
         ({"subtitles": "00:10:00.000 --> 00:11:00.000\nlate"}, "spec.finish.subtitles", "after the clip's 0.5625 s"),
         ({"label": "\U000e0041"}, "spec.finish.label.text", "must be one line of visible text"),
-        ({"upscaler": "magic"}, "spec.finish.upscaler", "must be lanczos, srvgg-x2 or empty"),
+        ({"upscaler": "magic"}, "spec.finish.upscaler", "must be lanczos or empty"),
         ({"fade_in_seconds": 5.0}, "spec.finish.fade_out_seconds", "must fit into the clip's"),
         ({"target_fps": 121}, "spec.finish.target_fps", ""),
         ({"width": 100}, "spec.finish", "width and height must be given together"),
