@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -19,6 +20,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 # at once would leave the replacement behind, and every module built later would be empty.
 _BUILDING = threading.Lock()
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+
+
+@contextmanager
+def real_weights() -> Iterator[None]:
+    """For the block no thread builds an empty module, so that one that is built in it gets its parameters."""
+    with _BUILDING:
+        yield
 
 
 class _Slice(Protocol):

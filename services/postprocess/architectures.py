@@ -10,6 +10,7 @@ from torch import nn
 from services.model.errors import ModelRefused
 from services.model.folder import ModelFolder
 from services.model.manifest import UpscalerEntry
+from services.model.weights import real_weights
 from services.postprocess.srvgg import ARCHITECTURE, read_srvgg
 
 
@@ -39,16 +40,20 @@ def load_network(folder: ModelFolder, entry: UpscalerEntry, device: torch.device
         state = load_file(folder.checked_file(entry.file))
     except SafetensorError as unreadable:
         raise ModelRefused(entry.file, f"is no safetensors file: {unreadable}") from unreadable
-    try:
-        module = read_srvgg(state)
-    except ValueError as unfit:
-        network = _by_spandrel(entry, state, f"is no {ARCHITECTURE} ({unfit})")
-    else:
-        network = Network(id=entry.id, name=entry.name, scale=module.scale, architecture=ARCHITECTURE, module=module)
+    with real_weights():
+        network = _built(entry, state)
     if network.scale != entry.scale:
         raise ModelRefused(entry.file, f"enlarges {network.scale} times, not {entry.scale} as the manifest says")
     network.module.to(device).eval().requires_grad_(requires_grad=False)
     return network
+
+
+def _built(entry: UpscalerEntry, state: dict[str, torch.Tensor]) -> Network:
+    try:
+        module = read_srvgg(state)
+    except ValueError as unfit:
+        return _by_spandrel(entry, state, f"is no {ARCHITECTURE} ({unfit})")
+    return Network(id=entry.id, name=entry.name, scale=module.scale, architecture=ARCHITECTURE, module=module)
 
 
 def _by_spandrel(entry: UpscalerEntry, state: dict[str, torch.Tensor], otherwise: str) -> Network:

@@ -16,7 +16,7 @@ from transformers import UMT5EncoderModel
 from models.untrained import write_hollow
 from services.model.errors import ModelRefused
 from services.model.folder import Component, ModelFolder
-from services.model.weights import check_complete, load_module
+from services.model.weights import check_complete, empty_module, load_module, real_weights
 
 CLASSES: dict[str, type[nn.Module]] = {
     "transformer": WanTransformer3DModel,
@@ -164,3 +164,16 @@ def test_a_shortened_expert_is_not_complete(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
     with pytest.raises(ModelRefused, match=r"blocks\.2\."):
         check_complete(ModelFolder(folder).component("transformer"), WanTransformer3DModel)
+
+
+def test_a_module_built_beside_a_loader_of_empty_ones_has_its_weights(folder: Path) -> None:
+    component = ModelFolder(folder).component("transformer")
+
+    def build(_: int) -> bool:
+        with real_weights():
+            return nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))[0].weight.is_meta
+
+    with ThreadPoolExecutor(2) as threads:
+        empties = [threads.submit(empty_module, component, WanTransformer3DModel) for _ in range(20)]
+        assert not any(threads.map(build, range(100)))
+        assert all(empty.result().proj_out.weight.is_meta for empty in empties)
