@@ -13,7 +13,7 @@ TORCH   := torch==2.13.0
 ALONE   := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate test check fix protos up bench soak clean
+.PHONY: help setup generate browser test check fix protos up bench soak clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,7 +43,13 @@ generate: $(VENV)/run ## Make a clip: make generate PROMPT="a blue star falls do
 up: $(VENV)/run ## Run all services as separate processes.
 	@$(BIN)/rushes up $(ARGS)
 
-test: $(VENV)/dev ## Run the tests.
+# The player is tested in a real browser, which is no Python package.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	 && echo "Installing Chromium ..." && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+	 || echo "no Chromium and no way to install it: the browser's test will skip"
+
+test: $(VENV)/dev browser ## Run the tests.
 	@$(ALONE) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not soak' $(ARGS)
 
 soak: $(VENV)/dev ## Run the long forms of the fault and load tests.

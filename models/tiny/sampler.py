@@ -21,7 +21,7 @@ class Settings:
     height: int = 96
     num_frames: int = 17
     steps: int = 20
-    guidance_high: float = 4.0
+    guidance_high: float = 3.0
     guidance_low: float = 3.0
     boundary: float = 0.875
     flow_shift: float = 3.0
