@@ -136,4 +136,5 @@ class Pool(Generic[DescriptionT]):
                 raise Unavailable(f"No {self.stage} is free.", reason="STAGE_UNAVAILABLE")
             with contextlib.suppress(TimeoutError):
                 # A breaker that becomes half-open rings no bell.
-                await asyncio.wait_for(self._bell.wait(), min(0.25, deadline - now))
+                async with asyncio.timeout(min(0.25, deadline - now)):
+                    await self._bell.wait()

@@ -94,7 +94,8 @@ class _Tail:
                     await self._read()
                     if self.watchers and not self.ended:
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(bell.wait(), POLL_SECONDS)
+                            async with asyncio.timeout(POLL_SECONDS):
+                                await bell.wait()
         except Exception as failed:  # noqa: BLE001 - it is the watchers' to raise
             self.failure = failed
             self._grow()
@@ -112,7 +113,9 @@ class _Tail:
         """Wait until there is something new; whether there was."""
         event = self._grown
         try:
-            await asyncio.wait_for(event.wait(), timeout)
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(timeout):
+                await event.wait()
         except TimeoutError:
             return False
         return True

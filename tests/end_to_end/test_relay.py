@@ -103,7 +103,8 @@ async def test_the_embedded_suite_gives_the_same_bytes_as_four_processes(
     client: Client, model: Path, tmp_path: Path
 ) -> None:
     spec = generation_spec(PROMPT, steps=6, seed=11)
-    _, clip = await whole(client, spec)
+    events, _ = await whole(client, spec)
+    clip = b"".join([piece async for piece in client.video(events[-1].generation_id)])
     target = tmp_path / "clip.mp4"
     command = [sys.executable, "-m", "rushes.cli", "generate", PROMPT, "--steps", "6", "--seed", "11", "--json"]
     options = {

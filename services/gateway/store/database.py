@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
@@ -244,7 +245,7 @@ class PostgresDatabase:
     async def _connect(self) -> AsyncIterator[AsyncConnection]:
         """A connection that answers: one that has rested for a while is asked first, and replaced if it is dead."""
         async with self._engine.connect() as connection:
-            if time.monotonic() - connection.info.get(_USED, 0.0) > PING_AFTER_SECONDS:
+            if time.monotonic() - connection.info.get(_USED, math.inf) > PING_AFTER_SECONDS:
                 try:
                     await connection.execute(_PING)
                 except DBAPIError as dead:

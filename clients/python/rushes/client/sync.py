@@ -159,6 +159,7 @@ class SyncClient:
     cancel = _waiting(Client.cancel)
     video = _iterating(Client.video)
     download = _waiting(Client.download)
+    frames = _iterating(Client.frames)
     models = _waiting(Client.models)
     limits = _waiting(Client.limits)
     usage = _waiting(Client.usage)
