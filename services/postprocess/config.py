@@ -10,6 +10,9 @@ from services.model.config import ModelServiceConfig
 class PostprocessConfig(ModelServiceConfig):
     """The configuration of one postprocess process."""
 
+    content_producer: str = Field(
+        "Rushes", min_length=1, max_length=256, description="who is named as the producer in the metadata of a clip"
+    )
     slots: int = Field(2, ge=1, le=64, description="clips that may be rendered at once, chunk by chunk in turn")
     retry_after_seconds: float = Field(
         2.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"

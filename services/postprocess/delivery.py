@@ -9,6 +9,7 @@ from services.postprocess.captions import Captions
 from services.postprocess.hls import Presentation, write_hls
 from services.postprocess.outputs import Output, OutputKind
 from services.postprocess.plan import RenderPlan
+from services.postprocess.provenance import Origin
 from services.postprocess.remux import remux
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import SPRITE_NAME, TRACK_NAME, Sprite
@@ -23,6 +24,7 @@ class Gathered:
     spool: Spool | None
     sprite: Sprite | None
     animation: Animation | None
+    origin: Origin
 
 
 def write_files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> list[Output]:
@@ -35,7 +37,7 @@ def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> I
     if spool is not None:
         spool.close()
         if plan.video:
-            yield _video(plan, spool, folder)
+            yield _video(plan, spool, gathered.origin, folder)
             if plan.captions is not None:
                 yield _captions(plan.captions, folder)
         if plan.hls:
@@ -54,10 +56,10 @@ def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> I
         yield from _animations(plan, gathered.animation, folder)
 
 
-def _video(plan: RenderPlan, spool: Spool, folder: Path) -> Output:
+def _video(plan: RenderPlan, spool: Spool, origin: Origin, folder: Path) -> Output:
     _, suffix, content_type = plan.container.value
     path = folder / f"clip{suffix}"
-    remux(spool.path, path, plan.container, plan.captions)
+    remux(spool.path, path, plan.container, origin, plan.captions)
     return Output(kind=OutputKind.VIDEO, name=path.name, content_type=content_type, path=path)
 
 

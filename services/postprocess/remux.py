@@ -7,14 +7,19 @@ from av.container import OutputContainer
 
 from services.postprocess.captions import MILLISECOND, TRACK_CODECS, Captions
 from services.postprocess.mp4 import Container
+from services.postprocess.provenance import AIGC_FIELD, Origin
 
 
-def remux(source: Path, target: Path, container: Container, captions: Captions | None = None) -> None:
-    """Write the packets of `source` to `target`, and a track of `captions`; an MP4 has its `moov` before its `mdat`."""
+def remux(source: Path, target: Path, container: Container, origin: Origin, captions: Captions | None = None) -> None:
+    """Write the packets of `source` to `target`, and a track of `captions`; an MP4 has its `moov` before its `mdat`.
+
+    The file declares its `origin`; in an MP4 the XMP packet is the last box, where it moves no sample.
+    """
     muxer, _, _ = container.value
-    options = {"movflags": "+faststart"} if container is Container.MP4 else {}
+    options = {"movflags": "+faststart+use_metadata_tags"} if container is Container.MP4 else {}
     with av.open(str(source)) as clip, av.open(str(target), "w", format=muxer, options=options) as file:
         video = clip.streams.video[0]
+        file.metadata[AIGC_FIELD] = origin.aigc()
         stream = file.add_stream_from_template(video, opaque=True)
         stream.time_base = video.time_base
         if video.codec_context.codec_tag == "hvc1":
@@ -26,6 +31,9 @@ def remux(source: Path, target: Path, container: Container, captions: Captions |
                 continue
             packet.stream = stream
             file.mux(packet)
+    if container is Container.MP4:
+        with target.open("ab") as finished:
+            finished.write(origin.box())
 
 
 def _write_captions(file: OutputContainer, captions: Captions, container: Container) -> None:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +27,7 @@ from services.postprocess.mark import Marker
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.outputs import OutputPart, parts
 from services.postprocess.plan import RenderPlan
+from services.postprocess.provenance import Origin
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import Sprite
 from services.postprocess.stills import Still, StillTaker
@@ -77,9 +78,16 @@ class Rendering:
     """
 
     def __init__(
-        self, plan: RenderPlan, decoder: WanDecoder, *, encoder_threads: int, upscalers: Upscalers = PLAIN
+        self,
+        plan: RenderPlan,
+        decoder: WanDecoder,
+        *,
+        encoder_threads: int,
+        upscalers: Upscalers = PLAIN,
+        producer: str = "Rushes",
     ) -> None:
         self.plan = plan
+        self._producer = producer
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
         self._inspector = Inspector(fps=fps, rules=plan.rules)
@@ -119,11 +127,14 @@ class Rendering:
 
     async def _events(self, device: DeviceThread, latents: torch.Tensor, folder: Path) -> AsyncGenerator[Event, None]:
         chain = Chain(device, decode_frames(self._decoder, latents), self.stages)
+        origin = Origin(producer=self._producer, clip=_number(latents))
         digest, size, frames = hashlib.sha256(), 0, 0
         spool = Spool(folder) if self.plan.needs_spool else None
         async with aclosing(chain.items()) as items:
             async for item in items:
                 if isinstance(item, Fragment):
+                    if item.index == 0:
+                        item = replace(item, data=item.data + origin.box())  # noqa: PLW2901 - the piece as it leaves
                     digest.update(item.data)
                     size += len(item.data)
                     frames += item.frame_count
@@ -138,7 +149,7 @@ class Rendering:
         if self._stills.contact_sheet:
             yield ContactSheet(still=self._stills.contact_sheet)
         begun = time.monotonic()
-        gathered = Gathered(spool=spool, sprite=self._sprite, animation=self._animation)
+        gathered = Gathered(spool=spool, sprite=self._sprite, animation=self._animation, origin=origin)
         outputs = await asyncio.to_thread(write_files, self.plan, gathered, self._encoder.codecs, folder)
         for output in outputs:
             for part in parts(output):
@@ -151,3 +162,8 @@ class Rendering:
             work=(*chain.work, delivering) if outputs else tuple(chain.work),
             findings=tuple(self._inspector.findings),
         )
+
+
+def _number(latents: torch.Tensor) -> str:
+    """The number of a clip: a digest of its latents, so that the same clip has the same number on every run."""
+    return hashlib.sha256(latents.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()[:32]

@@ -56,6 +56,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         thread: DeviceThread,
         slots: Slots,
         encoder_threads: int,
+        producer: str,
         encoders: Mapping[Codec, str],
         upscalers: Upscalers,
         draining: asyncio.Event,
@@ -66,6 +67,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._thread = thread
         self._slots = slots
         self._encoder_threads = encoder_threads
+        self._producer = producer
         self._encoders = encoders
         self._upscalers = upscalers
         self._draining = draining
@@ -129,7 +131,13 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
     def _rendering(self, plan: RenderPlan) -> Rendering:
         """The opened chain of a plan. Raises `InvalidRequest` for a clip that its encoder cannot encode."""
         try:
-            return Rendering(plan, self._decoder, encoder_threads=self._encoder_threads, upscalers=self._upscalers)
+            return Rendering(
+                plan,
+                self._decoder,
+                encoder_threads=self._encoder_threads,
+                upscalers=self._upscalers,
+                producer=self._producer,
+            )
         except EncoderRefused as refused:
             raise InvalidRequest.of("start.video.codec", str(refused)) from refused
 
@@ -191,6 +199,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             thread=thread,
             slots=Slots(config.slots, config.retry_after_seconds),
             encoder_threads=config.encoder_threads,
+            producer=config.content_producer,
             encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
             upscalers=upscalers,
             draining=draining,

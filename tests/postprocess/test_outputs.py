@@ -1,6 +1,7 @@
 """The files that are made of a clip, as players and tools see them."""
 
 import io
+import json
 import re
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from services.chassis.lifecycle import run_server
 from services.postprocess.codecs import Codec, works
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.orders import plan_rendering
+from services.postprocess.provenance import SOURCE_TYPE, XMP_UUID
 from services.postprocess.service import open_postprocess
 from tests.postprocess.calls import Clip, Service, draw_latents, refusal, render, render_requests, start_request
 
@@ -82,6 +84,22 @@ async def test_the_finished_mp4_has_its_index_in_front_and_the_packets_of_the_fr
     assert "moof" not in kinds
     assert packets(data) == packets(clip.data)
     assert clip.outputs[0].content_type == "video/mp4"
+
+
+async def test_the_stream_and_the_finished_mp4_declare_that_a_model_made_them(postprocess: OpenService) -> None:
+    async with postprocess(content_producer="Studio <1>") as service:
+        clip = await render(service, render_requests(draw_latents(17), artifacts=[VIDEO]))
+
+    data = clip.files()["clip.mp4"]
+    for file in (data, clip.data):
+        packet = file[file.index(XMP_UUID) :]
+        assert f">{SOURCE_TYPE}<".encode() in packet
+        assert b'"ContentProducer":"Studio &lt;1&gt;"' in packet
+    assert boxes(data)[-1] == "uuid"
+    with av.open(io.BytesIO(data)) as container:
+        fields = json.loads(container.metadata["AIGC"])
+    assert (fields["Label"], fields["ContentProducer"]) == ("1", "Studio <1>")
+    assert re.fullmatch("[0-9a-f]{32}", fields["ProduceID"])
 
 
 @pytest.mark.parametrize("fps", [16, 24, 60])
