@@ -34,6 +34,7 @@ def _check(job, log, charges, kind_of) -> None:
     assert all(one.epoch <= other.epoch for one, other in pairwise(log)), f"{job.id}: an older epoch wrote later"
     owners: dict[int, set[str]] = {}
     for event in log:
-        owners.setdefault(event.epoch, set()).add(event.owner)
+        if event.owner:  # Without an owner it is a caller's: a cancellation of what waits again after a lease.
+            owners.setdefault(event.epoch, set()).add(event.owner)
     assert all(len(names) == 1 for names in owners.values()), f"{job.id}: two owners in one epoch: {owners}"
     assert len(charges) == (1 if ended and job.started is not None else 0), f"{job.id}: charges {charges}"
