@@ -122,9 +122,13 @@ class _Tail:
 
     async def _read(self) -> None:
         before = self.last, self.preview
-        while stored := await self._store.events(self._id, after=self.last, limit=PAGE):
+        more = True
+        while more:
+            stored = await self._store.events(self._id, after=self.last, limit=PAGE)
             for one in stored:
                 self._append(views.stored_event(self._id, one))
+            # What is written after a page that was not full rings the bell again.
+            more = len(stored) == PAGE
         self.preview = self._previews.latest(self._id) or await self._remote_preview() or self.preview
         if (self.last, self.preview) != before:
             self._grow()

@@ -3,7 +3,7 @@
 import secrets as entropy
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from sqlalchemy import case, delete, func, insert, select, union_all, update
+from sqlalchemy import bindparam, case, delete, func, insert, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from services.gateway.fair_queue import Backlog, rank, tags
@@ -14,6 +14,14 @@ from services.gateway.store.job import Job, NewJob, Outcome, RequestIdReused, St
 from services.gateway.store.tables import events, flows, generations, previews, secrets, tier_clocks
 from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import TERMINAL, State
+
+# Built once: every event of every watched generation is read by it.
+EVENTS_AFTER = (
+    select(events.c.sequence, events.c.epoch, events.c.owner, events.c.created, events.c.payload)
+    .where(events.c.generation_id == bindparam("watched"), events.c.sequence > bindparam("cursor"))
+    .order_by(events.c.sequence)
+    .limit(bindparam("most"))
+)
 
 
 class JobStore:
@@ -151,14 +159,9 @@ class JobStore:
 
     async def events(self, generation_id: str, *, after: int, limit: int) -> Sequence[StoredEvent]:
         """At most `limit` events with a sequence greater than `after`, in order."""
-        query = (
-            select(events.c.sequence, events.c.epoch, events.c.owner, events.c.created, events.c.payload)
-            .where(events.c.generation_id == generation_id, events.c.sequence > after)
-            .order_by(events.c.sequence)
-            .limit(limit)
-        )
+        asked = {"watched": generation_id, "cursor": after, "most": limit}
         async with self._database.read() as connection:
-            return [StoredEvent(**row._mapping) for row in await connection.execute(query)]
+            return [StoredEvent(**row._mapping) for row in await connection.execute(EVENTS_AFTER, asked)]
 
     async def preview(self, generation_id: str) -> tuple[int, bytes] | None:
         """Version and payload of the latest preview of a running generation."""
