@@ -18,7 +18,7 @@ from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
 from services.gateway.fair_queue import TIERS
-from services.gateway.history import History
+from services.gateway.history import Entry, History, Recording
 from services.gateway.latency import Part, Timeline
 from services.gateway.outage import DATABASE_AWAY
 from services.gateway.outputs import Outputs
@@ -29,7 +29,7 @@ from services.gateway.store.leases import NO_CHANGES, LeaseStore
 from services.gateway.store.transitions import State
 from services.gateway.watch import PAGE, Previews
 
-Entry: TypeAlias = tuple[generation_pb2.GenerationEvent, Mapping[str, object]]
+Happened: TypeAlias = tuple[generation_pb2.GenerationEvent, Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,10 @@ class Run:
             aclosing(chain.run()) as happenings,
         ):
             async for happening in happenings:
-                for event, changes in await self._take(happening, chain):
+                if isinstance(happening, SolverBundle):
+                    await history.record(self._checkpoint(happening, chain.conditioning))
+                    continue
+                for event, changes in await self._take(happening):
                     await history.append(event.SerializeToString(), changes)
             video, key = await self._store_clip()
         outputs = " ".join(self._outputs.keys) or None
@@ -162,20 +165,18 @@ class Run:
                 yield event
             last = events[-1].sequence
 
-    async def _take(self, happening: Happening, chain: Chain) -> list[Entry]:
+    async def _take(self, happening: Happening) -> list[Happened]:
         """The events that a happening writes, each with the changes of the job that go with it."""
         match happening:
             case denoiser_pb2.Preview():
                 self._workshop.previews.publish(self._job.id, happening)
                 return []
-            case SolverBundle():
-                return await self._checkpoint(happening, chain)
             case postprocess_pb2.OutputPart():
                 await self._outputs.take(happening)
                 return []
         return self._denoised(happening) or self._rendered(happening)
 
-    def _denoised(self, happening: Happening) -> list[Entry]:
+    def _denoised(self, happening: Happening) -> list[Happened]:
         event = generation_pb2.GenerationEvent
         match happening:
             case generation_pb2.EncodedEvent():
@@ -192,7 +193,7 @@ class Run:
                 return [(event(step=happening), {**progress, "steps_run": self.steps_run})]
         return []
 
-    def _rendered(self, happening: Happening) -> list[Entry]:
+    def _rendered(self, happening: Happening) -> list[Happened]:
         events: list[generation_pb2.GenerationEvent] = []
         changes = NO_CHANGES
         match happening:
@@ -225,27 +226,32 @@ class Run:
         done = estimate.encode + (estimate.high + estimate.low) * denoised + estimate.render * rendered
         return {"progress": min(1.0, done / estimate.total)}
 
-    async def _checkpoint(self, bundle: SolverBundle, chain: Chain) -> list[Entry]:
-        """Store the state, and only then say so: what the history names is there."""
+    def _checkpoint(self, bundle: SolverBundle, conditioning: bytes | None) -> Recording:
+        """Stores the state beside the work that goes on, and only then says so: what the history names is there."""
         if bundle.kind == tensors_pb2.BUNDLE_KIND_LATENTS:
             self.denoised.set()
-        begun = self._elapsed()
-        artifacts = self._workshop.artifacts
-        if self._conditioning is None and chain.conditioning is not None:
-            self._conditioning = await artifacts.put("conditioning", chain.conditioning)
-        key = await artifacts.put("checkpoints", bundle.payload)
-        self._timeline.record("checkpoint", stage="gateway", start=begun, end=self._elapsed(), part=Part.HAND_OFF)
-        spans = latency_pb2.LatencyBreakdown(spans=self._timeline.spans)
-        event = generation_pb2.CheckpointedEvent(
-            next_step=bundle.next_step, reason=bundle.reason, size_bytes=len(bundle.payload)
-        )
-        changes = {
-            "checkpoint": key,
-            "checkpoint_step": bundle.next_step,
-            "conditioning": self._conditioning,
-            "latency": spans.SerializeToString(),
-        }
-        return [(generation_pb2.GenerationEvent(checkpointed=event), changes)]
+
+        async def record() -> Entry:
+            begun = self._elapsed()
+            artifacts = self._workshop.artifacts
+            if self._conditioning is None and conditioning is not None:
+                self._conditioning = await artifacts.put("conditioning", conditioning)
+            key = await artifacts.put("checkpoints", bundle.payload)
+            self._timeline.record("checkpoint", stage="gateway", start=begun, end=self._elapsed())
+            event = generation_pb2.CheckpointedEvent(
+                next_step=bundle.next_step, reason=bundle.reason, size_bytes=len(bundle.payload)
+            )
+            changes = {
+                "checkpoint": key,
+                "checkpoint_step": bundle.next_step,
+                "conditioning": self._conditioning,
+                "latency": latency_pb2.LatencyBreakdown(spans=self._timeline.spans).SerializeToString(),
+            }
+            return Entry(
+                payload=generation_pb2.GenerationEvent(checkpointed=event).SerializeToString(), changes=changes
+            )
+
+        return record
 
     async def _store_clip(self) -> tuple[generation_pb2.Video, str]:
         result = self._result

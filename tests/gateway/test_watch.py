@@ -9,9 +9,10 @@ import pytest
 
 from rushes.v1 import denoiser_pb2
 from rushes.v1 import generation_pb2 as gp
+from services.chassis.errors import Exhausted
 from services.gateway import views, watch
 from services.gateway.fair_queue import TIERS
-from services.gateway.history import History
+from services.gateway.history import Entry, History
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import Job, Lease, LeaseLost, NewJob, Outcome
 from services.gateway.store.jobs import JobStore
@@ -152,6 +153,50 @@ async def test_watchers_that_go_away_leave_no_tail_behind(database: Database):
         await asyncio.wait(watchers)
         assert not at.watches._tails
         await at.leases.finish(lease, Outcome(state=State.SUCCEEDED))
+
+
+async def test_what_is_recorded_holds_back_later_events_and_not_the_work(database: Database):
+    async with desk(database) as at:
+        lease, job = await at.start()
+        stored = asyncio.Event()
+
+        async def record() -> Entry:
+            await stored.wait()
+            step = denoiser_pb2.StepProgress(index=1)
+            return Entry(payload=gp.GenerationEvent(step=step).SerializeToString(), changes={"steps_run": 7})
+
+        async with History(at.leases, lease, job.last_sequence) as history:
+            for index in (0, 2):
+                await history.append(
+                    gp.GenerationEvent(step=denoiser_pb2.StepProgress(index=index)).SerializeToString()
+                )
+                if index == 0:
+                    await history.record(record)
+            stored.set()
+        written = await at.jobs.events("g1", after=job.last_sequence, limit=9)
+        assert [gp.GenerationEvent.FromString(one.payload).step.index for one in written] == [0, 1, 2]
+        assert (await at.jobs.get("g1", "local")).steps_run == 7
+        await at.leases.finish(lease, Outcome(state=State.CANCELLED))
+
+
+async def test_what_cannot_be_recorded_ends_the_work_and_loses_no_other_event(database: Database):
+    async with desk(database) as at:
+        lease, job = await at.start()
+
+        async def record() -> Entry:
+            raise Exhausted("The store is full.", reason="ARTIFACTS_FULL")
+
+        async def work() -> None:
+            async with History(at.leases, lease, job.last_sequence) as history:
+                await history.append(STEP)
+                await history.record(record)
+                await history.append(STEP)
+                await history.flush()
+
+        with pytest.raises(Exhausted):
+            await work()
+        assert len(await at.jobs.events("g1", after=job.last_sequence, limit=9)) == 2
+        await at.leases.finish(lease, Outcome(state=State.FAILED))
 
 
 async def test_the_history_writes_in_order_and_says_when_the_lease_is_lost(database: Database):
