@@ -14,7 +14,9 @@ Upscaler = Annotated[
 ]
 TargetFps = Annotated[
     int | None,
-    typer.Option("--fps", help="Frames a second of the clip; in-between frames are made.", rich_help_panel=FINISH),
+    typer.Option(
+        "--fps", min=1, help="Frames a second of the clip; in-between frames are made.", rich_help_panel=FINISH
+    ),
 ]
 Size = Annotated[str | None, typer.Option(help="Exact size, WIDTHxHEIGHT, even.", rich_help_panel=FINISH)]
 FitName = Annotated[
