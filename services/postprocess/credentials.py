@@ -23,23 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from cryptography.x509.oid import NameOID
 
 from services.chassis.errors import FailedPrecondition
+from services.postprocess.c2pa_settings import DEVELOPMENT_ORGANISATION, PURPOSES
 
 CERTIFICATE: Final = "RUSHES_C2PA_CERTIFICATE"
 KEY: Final = "RUSHES_C2PA_KEY"
 ALGORITHM: Final = "RUSHES_C2PA_ALGORITHM"
-
-DEVELOPMENT_ORGANISATION: Final = "Rushes development certificate, not to be trusted"
-"""The organisation of certificates that an embedded suite makes for itself; no other may call itself so."""
-
-PURPOSES: Final = (
-    ExtendedKeyUsageOID.EMAIL_PROTECTION,
-    ObjectIdentifier("1.3.6.1.5.5.7.3.36"),  # document signing
-    ObjectIdentifier("1.3.6.1.4.1.62558.2.1"),  # C2PA claim signing
-)
-"""Extended key usages, any one of which a signer's certificate must have."""
 
 _CURVES: Final[Mapping[str, str]] = MappingProxyType({"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"})
 _RSA: Final = ("ps256", "ps384", "ps512")
@@ -135,8 +126,8 @@ def _check_signer(certificate: x509.Certificate) -> None:
         raise CredentialsRefused(CERTIFICATE, "must state a key usage and an extended key usage") from None
     if not usage.digital_signature:
         raise CredentialsRefused(CERTIFICATE, "must be for digital signatures (key usage)")
-    if not set(PURPOSES) & set(purposes):
-        rule = "must be for C2PA claims, document signing or e-mail protection (extended key usage)"
+    if not set(PURPOSES) & {one.dotted_string for one in purposes}:
+        rule = f"must be for {' or '.join(PURPOSES.values())} (extended key usage)"
         raise CredentialsRefused(CERTIFICATE, rule)
 
 

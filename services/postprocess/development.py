@@ -16,11 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from services.postprocess.credentials import (
-    DEVELOPMENT_ORGANISATION,
-    CredentialsRefused,
-    load_credentials,
-)
+from services.postprocess.c2pa_settings import DEVELOPMENT_ORGANISATION
+from services.postprocess.credentials import CredentialsRefused, load_credentials
 
 _LIFE: Final = timedelta(days=365)
 _LEAST_LIFE: Final = timedelta(days=7)

@@ -4,18 +4,17 @@ import io
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import c2pa
 from PIL import Image
 
 from services.chassis.logs import logger
+from services.postprocess.c2pa_settings import library_settings
 from services.postprocess.claim import Claim
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.credentials import (
     CERTIFICATE,
-    PURPOSES,
     Credentials,
     CredentialsRefused,
     load_credentials,
@@ -24,15 +23,6 @@ from services.postprocess.provenance import RUSHES
 
 SIGNED_TYPES: Final = frozenset({"video/mp4", "image/gif", "image/webp"})
 """Content types of the files that get a manifest. The library knows no WebM, and no playlist of segments."""
-
-SETTINGS: Final = MappingProxyType(
-    {
-        "builder": {"thumbnail": {"enabled": False}},
-        "trust": {"trust_config": "\n".join(one.dotted_string for one in PURPOSES)},
-        "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
-    }
-)
-"""What the C2PA library is told: no thumbnails, nothing from the network, which purposes a certificate may have."""
 
 _SOON_DAYS: Final = 30
 
@@ -84,7 +74,7 @@ class Signer:
         credentials = self.credentials
         info = c2pa.C2paSignerInfo(credentials.algorithm.encode(), credentials.chain, credentials.key, None)
         with (
-            c2pa.Context(c2pa.Settings.from_dict(dict(SETTINGS))) as context,
+            c2pa.Context(c2pa.Settings.from_dict(library_settings())) as context,
             c2pa.Signer.from_info(info) as signer,
             c2pa.Builder(definition, context=context) as builder,
         ):

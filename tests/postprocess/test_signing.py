@@ -24,12 +24,13 @@ from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
 from services.chassis.channels import open_channel
 from services.chassis.errors import FailedPrecondition, from_rpc_error
 from services.chassis.lifecycle import run_server
+from services.postprocess.c2pa_settings import library_settings
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.credentials import CredentialsRefused, load_credentials
 from services.postprocess.development import development_files
 from services.postprocess.provenance import SOURCE_TYPE
 from services.postprocess.service import open_postprocess
-from services.postprocess.signing import SETTINGS, Signer
+from services.postprocess.signing import Signer
 from tests.postprocess.calls import Clip, Service, draw_latents, render, render_requests
 from tests.postprocess.certificates import KEYS, Files, issue
 
@@ -67,8 +68,7 @@ def operator(tmp_path: Path) -> Files:
 
 def read(data: bytes, content_type: str = "video/mp4", anchor: Path | None = None) -> dict[str, Any]:
     """What the library's reader says of the bytes; it trusts `anchor`."""
-    trust = SETTINGS["trust"] | ({"trust_anchors": anchor.read_text()} if anchor else {})
-    context = c2pa.Context(c2pa.Settings.from_dict({**SETTINGS, "trust": trust}))
+    context = c2pa.Context(c2pa.Settings.from_dict(library_settings(anchor.read_text() if anchor else "")))
     with context, c2pa.Reader(content_type, io.BytesIO(data), context=context) as reader:
         return dict(json.loads(reader.json()))
 
