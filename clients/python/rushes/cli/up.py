@@ -15,7 +15,6 @@ from rushes.cli.refusal import CommandRefused
 from rushes.cli.signing import signing_settings
 from rushes.cli.state import Holder, StateFolder
 from rushes.cli.supervisor import Program, Supervised, inherited, python_module
-from services.chassis.config import beyond_this_machine
 
 STAGES = ("encoder", "denoiser", "postprocess")
 DEFAULT_LISTEN = "127.0.0.1:50050"
@@ -102,9 +101,7 @@ def _programs(settings: UpSettings, state: StateFolder, sockets: Path) -> list[P
         return _flags(metrics_port=port + offset if port else port)
 
     listen = settings.listen or (None if "RUSHES_LISTEN" in os.environ else DEFAULT_LISTEN)
-    # Whoever serves other machines is an operator, and has a certificate or signs nothing.
-    exposed = beyond_this_machine(listen or os.environ["RUSHES_LISTEN"])
-    own = {"postprocess": _flags(**({} if exposed else signing_settings(state)))}
+    own = {"postprocess": _flags(**signing_settings(state, listen or os.environ["RUSHES_LISTEN"]))}
     programs = [
         Program(
             name=name,
