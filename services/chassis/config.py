@@ -30,6 +30,11 @@ Listen = Annotated[str, AfterValidator(_check_listen)]
 _THIS_MACHINE: Final = ("unix:", "127.", "localhost:", "[::1]:")
 
 
+def beyond_this_machine(listen: str) -> list[str]:
+    """The addresses of `listen` that other machines can reach."""
+    return [address for address in listen.split(",") if not address.startswith(_THIS_MACHINE)]
+
+
 class ServiceConfig(BaseSettings):
     """What every service can be told. A service's own configuration is a subclass with its own fields."""
 
@@ -80,7 +85,7 @@ class ServiceConfig(BaseSettings):
     @property
     def exposed(self) -> list[str]:
         """The addresses of `listen` that other machines can reach."""
-        return [address for address in self.listen.split(",") if not address.startswith(_THIS_MACHINE)]
+        return beyond_this_machine(self.listen)
 
     @property
     def tls(self) -> TlsFiles | None:

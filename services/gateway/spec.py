@@ -139,6 +139,11 @@ def render_start(
         latents_size=latents_size,
         finish=spec.finish if spec.HasField("finish") else None,
         inspection=spec.inspection if spec.HasField("inspection") else None,
+        making=postprocess_pb2.Making(
+            seed=spec.seed,
+            settings_sha256=settings_digest(spec),
+            prompt=spec.prompt if spec.declare_prompt else "",
+        ),
     )
 
 
@@ -155,6 +160,26 @@ def _shifted_sigmas(steps: int, flow_shift: float) -> list[float]:
 
 def fingerprint(spec: generation_pb2.GenerationSpec, model_fingerprint: str) -> str:
     """Equal for generations that give the same clip: weights, text, seed, settings; not tier, previews, preset name."""
+    content = model_fingerprint.encode() + b"\0" + _shaping(spec).SerializeToString(deterministic=True)
+    return hashlib.sha256(content).hexdigest()
+
+
+def settings_digest(spec: generation_pb2.GenerationSpec) -> str:
+    """Equal for equal settings, whatever prompts and seed: it may be published, and no text is guessed by it."""
+    shaping = _shaping(spec)
+    shaping.ClearField("prompt")
+    shaping.ClearField("negative_prompt")
+    shaping.ClearField("seed")
+    shaping.ClearField("declare_prompt")
+    # Words of the user's, too.
+    shaping.finish.ClearField("subtitles")
+    shaping.finish.ClearField("label")
+    shaping.finish.ClearField("watermark_id")
+    return hashlib.sha256(shaping.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _shaping(spec: generation_pb2.GenerationSpec) -> generation_pb2.GenerationSpec:
+    """What of `spec` shapes the clip."""
     shaping = generation_pb2.GenerationSpec()
     shaping.CopyFrom(spec)
     shaping.ClearField("tier")
@@ -162,8 +187,7 @@ def fingerprint(spec: generation_pb2.GenerationSpec, model_fingerprint: str) -> 
     # What it stands for is in the settings.
     shaping.ClearField("preset")
     shaping.ClearField("reuse_prefix")
-    content = model_fingerprint.encode() + b"\0" + shaping.SerializeToString(deterministic=True)
-    return hashlib.sha256(content).hexdigest()
+    return shaping
 
 
 def request_digest(asked: generation_pb2.GenerationSpec) -> str:

@@ -1,8 +1,9 @@
 """What the postprocess service can be told."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.model.config import ModelServiceConfig
 
@@ -12,6 +13,13 @@ class PostprocessConfig(ModelServiceConfig):
 
     content_producer: str = Field(
         "Rushes", min_length=1, max_length=256, description="who is named as the producer in the metadata of a clip"
+    )
+    c2pa_certificate: Path | None = Field(
+        None, description="PEM certificate chain that finished files are signed with (C2PA); not signed if unset"
+    )
+    c2pa_key: Path | None = Field(None, description="PEM private key of the certificate")
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] | None = Field(
+        None, description="algorithm of the signature; the key's own if unset"
     )
     slots: int = Field(2, ge=1, le=64, description="clips that may be rendered at once, chunk by chunk in turn")
     retry_after_seconds: float = Field(
@@ -43,3 +51,11 @@ class PostprocessConfig(ModelServiceConfig):
     upscaler_margin: int = Field(
         32, ge=0, le=128, description="pixels around a tile that an upscaling network sees and that are thrown away"
     )
+
+    @model_validator(mode="after")
+    def _check_c2pa(self) -> "PostprocessConfig":
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("c2pa_certificate and c2pa_key go together (RUSHES_C2PA_CERTIFICATE, RUSHES_C2PA_KEY)")
+        if self.c2pa_algorithm is not None and self.c2pa_certificate is None:
+            raise ValueError("c2pa_algorithm (RUSHES_C2PA_ALGORITHM) needs c2pa_certificate and c2pa_key")
+        return self

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from services.postprocess.animation import Animation, AnimationFormat
 from services.postprocess.captions import Captions
+from services.postprocess.claim import Claim
 from services.postprocess.hls import Presentation, write_hls
 from services.postprocess.outputs import Output, OutputKind
 from services.postprocess.plan import RenderPlan
 from services.postprocess.provenance import Origin
 from services.postprocess.remux import remux
+from services.postprocess.signing import SIGNED_TYPES, Signer
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import SPRITE_NAME, TRACK_NAME, Sprite
 
@@ -27,9 +29,29 @@ class Gathered:
     origin: Origin
 
 
-def write_files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> list[Output]:
-    """The files of `plan` in `folder`; `codecs` is the clip's codecs string."""
-    return list(_files(plan, gathered, codecs, folder))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seal:
+    """What signs the files of a clip, and what it claims of them."""
+
+    signer: Signer
+    claim: Claim
+
+    def put_on(self, output: Output) -> None:
+        """Sign the file, if it is of a kind that can carry a manifest. Raises `SigningFailed`."""
+        if output.content_type in SIGNED_TYPES and output.kind is not OutputKind.HLS:
+            self.signer.sign(output.path, output.content_type, self.claim)
+
+
+def write_files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path, seal: Seal | None) -> list[Output]:
+    """The files of `plan` in `folder`, signed where there is a `seal`; `codecs` is the clip's codecs string.
+
+    Raises `SigningFailed`.
+    """
+    outputs = list(_files(plan, gathered, codecs, folder))
+    if seal is not None:
+        for output in outputs:
+            seal.put_on(output)
+    return outputs
 
 
 def _files(plan: RenderPlan, gathered: Gathered, codecs: str, folder: Path) -> Iterator[Output]:

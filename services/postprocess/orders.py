@@ -19,6 +19,7 @@ from services.postprocess.interpolate import interpolated_count
 from services.postprocess.mp4 import Container, Encoding
 from services.postprocess.overlay import Corner, Label, Logo, open_logo
 from services.postprocess.plan import RenderPlan
+from services.postprocess.provenance import Making
 from services.postprocess.subtitles import Cue, SubtitleInvalid, parse_subtitles
 from services.postprocess.upscale import PLAIN, Upscalers
 
@@ -145,6 +146,17 @@ def plan_rendering(
         video=postprocess_pb2.ARTIFACT_KIND_VIDEO in start.artifacts,
         hls=postprocess_pb2.ARTIFACT_KIND_HLS in start.artifacts,
         container=_container(start.video, encoding.codec),
+        making=_making(start),
+    )
+
+
+def _making(start: postprocess_pb2.RenderStart) -> Making:
+    told = start.making
+    return Making(
+        generation_id=start.generation_id,
+        seed=told.seed if told.HasField("seed") else None,
+        settings_sha256=told.settings_sha256,
+        prompt=told.prompt,
     )
 
 

@@ -10,6 +10,7 @@ from services.postprocess.finish import Finish
 from services.postprocess.inspection import Check, Rule
 from services.postprocess.interpolate import interpolated_count
 from services.postprocess.mp4 import Container, Encoding
+from services.postprocess.provenance import Making
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +19,7 @@ class RenderPlan:
 
     `target_fps` is the rate of the finished clip, `upscale` how much larger the pictures become before `finish`, which
     has the finished size. `mark_id`, where there is one, is carried by every finished frame. `container` is the format
-    of the finished file, which is made if `video` says so.
+    of the finished file, which is made if `video` says so; `making` is what its manifest tells.
     """
 
     width: int
@@ -41,6 +42,7 @@ class RenderPlan:
     video: bool = False
     hls: bool = False
     container: Container = Container.MP4
+    making: Making = field(default_factory=Making)
 
     @property
     def finished_frames(self) -> int:

@@ -23,6 +23,29 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Maker:
+    """Who makes clips here, with which model; `fingerprint` is that of the model's folder."""
+
+    producer: str
+    model: str = ""
+    fingerprint: str = ""
+
+
+RUSHES = Maker(producer="Rushes")
+"""The maker where nobody else is named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Making:
+    """How a clip was made, as far as it is to be told: `seed` None and empty texts are not."""
+
+    generation_id: str = ""
+    seed: int | None = None
+    settings_sha256: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
     """Who made a clip, and the number by which the maker finds it again."""
 

@@ -15,8 +15,9 @@ import torch
 from services.model.device import DeviceThread
 from services.postprocess.animation import Animation
 from services.postprocess.chain import Chain, Work
+from services.postprocess.claim import Claim
 from services.postprocess.decode import WanDecoder, decode_frames
-from services.postprocess.delivery import Gathered, write_files
+from services.postprocess.delivery import Gathered, Seal, write_files
 from services.postprocess.finish import Finisher
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
@@ -27,7 +28,8 @@ from services.postprocess.mark import Marker
 from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.outputs import OutputPart, parts
 from services.postprocess.plan import RenderPlan
-from services.postprocess.provenance import Origin
+from services.postprocess.provenance import RUSHES, Maker, Origin
+from services.postprocess.signing import Signer
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import Sprite
 from services.postprocess.stills import Still, StillTaker
@@ -84,10 +86,12 @@ class Rendering:
         *,
         encoder_threads: int,
         upscalers: Upscalers = PLAIN,
-        producer: str = "Rushes",
+        maker: Maker = RUSHES,
+        signer: Signer | None = None,
     ) -> None:
         self.plan = plan
-        self._producer = producer
+        self._maker = maker
+        self._signer = signer
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
         self._inspector = Inspector(fps=fps, rules=plan.rules)
@@ -117,8 +121,8 @@ class Rendering:
     async def events(self, device: DeviceThread, latents: torch.Tensor) -> AsyncGenerator[Event, None]:
         """Render normalised `latents` [C, T, h, w]: a `Work` for each chunk, fragments, stills, files, `Finished`.
 
-        Raises `StageFailed` where a stage breaks, and `QualityRefused` where a finding's rule says so. Closing it early
-        stops within one chunk.
+        Raises `StageFailed` where a stage breaks, `QualityRefused` where a finding's rule says so, and `SigningFailed`.
+        Closing it early stops within one chunk.
         """
         with tempfile.TemporaryDirectory(prefix="rushes-render-") as folder:
             async with aclosing(self._events(device, latents, Path(folder))) as events:
@@ -127,7 +131,7 @@ class Rendering:
 
     async def _events(self, device: DeviceThread, latents: torch.Tensor, folder: Path) -> AsyncGenerator[Event, None]:
         chain = Chain(device, decode_frames(self._decoder, latents), self.stages)
-        origin = Origin(producer=self._producer, clip=_number(latents))
+        origin = Origin(producer=self._maker.producer, clip=_number(latents))
         digest, size, frames = hashlib.sha256(), 0, 0
         spool = Spool(folder) if self.plan.needs_spool else None
         async with aclosing(chain.items()) as items:
@@ -150,7 +154,8 @@ class Rendering:
             yield ContactSheet(still=self._stills.contact_sheet)
         begun = time.monotonic()
         gathered = Gathered(spool=spool, sprite=self._sprite, animation=self._animation, origin=origin)
-        outputs = await asyncio.to_thread(write_files, self.plan, gathered, self._encoder.codecs, folder)
+        codecs, seal = self._encoder.codecs, self._seal(origin)
+        outputs = await asyncio.to_thread(write_files, self.plan, gathered, codecs, folder, seal)
         for output in outputs:
             for part in parts(output):
                 yield part
@@ -162,6 +167,18 @@ class Rendering:
             work=(*chain.work, delivering) if outputs else tuple(chain.work),
             findings=tuple(self._inspector.findings),
         )
+
+    def _seal(self, origin: Origin) -> Seal | None:
+        if self._signer is None:
+            return None
+        claim = Claim(
+            maker=self._maker,
+            clip=origin.clip,
+            development=self._signer.credentials.development,
+            making=self.plan.making,
+            mark_id=self.plan.mark_id,
+        )
+        return Seal(signer=self._signer, claim=claim)
 
 
 def _number(latents: torch.Tensor) -> str:

@@ -29,7 +29,9 @@ from services.postprocess.mp4 import EncoderRefused
 from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
 from services.postprocess.plan import RenderPlan
+from services.postprocess.provenance import Maker
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
+from services.postprocess.signing import Signer, SigningFailed, open_signer
 from services.postprocess.upscale import Upscalers, load_upscalers
 from services.postprocess.wire import (
     accepted_message,
@@ -39,6 +41,7 @@ from services.postprocess.wire import (
     output_message,
     progress_message,
     result_message,
+    signing_message,
 )
 
 Responses = AsyncGenerator[postprocess_pb2.RenderResponse, None]
@@ -56,7 +59,8 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         thread: DeviceThread,
         slots: Slots,
         encoder_threads: int,
-        producer: str,
+        maker: Maker,
+        signer: Signer | None,
         encoders: Mapping[Codec, str],
         upscalers: Upscalers,
         draining: asyncio.Event,
@@ -67,7 +71,8 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._thread = thread
         self._slots = slots
         self._encoder_threads = encoder_threads
-        self._producer = producer
+        self._maker = maker
+        self._signer = signer
         self._encoders = encoders
         self._upscalers = upscalers
         self._draining = draining
@@ -110,7 +115,9 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         except StageFailed as failed:
             logger(__name__).exception("stage_failed", stage=failed.stage)
             raise _spoken(failed) from failed
-
+        except SigningFailed as failed:
+            logger(__name__).exception("signing_failed")
+            raise FailedPrecondition("The finished file could not be signed.", reason="SIGNING_FAILED") from failed
         except QualityRefused as refused:
             finding = refused.finding
             raise FailedPrecondition(
@@ -136,7 +143,8 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                 self._decoder,
                 encoder_threads=self._encoder_threads,
                 upscalers=self._upscalers,
-                producer=self._producer,
+                maker=self._maker,
+                signer=self._signer,
             )
         except EncoderRefused as refused:
             raise InvalidRequest.of("start.video.codec", str(refused)) from refused
@@ -167,14 +175,19 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             encoders=self._encoders.values(),
             upscalers=self._upscalers.ids,
             upscaling_networks=network_messages(self._upscalers),
+            signing=signing_message(self._signer.credentials) if self._signer is not None else None,
         )
 
 
 @asynccontextmanager
 async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -> AsyncIterator[Sequence[Mounted]]:
-    """Load the decoder and serve it for the block. Raises `ModelRefused` for a folder that must not be served."""
+    """Load the decoder and serve it for the block.
+
+    Raises `ModelRefused` for a folder that must not be served, `CredentialsRefused` for a certificate that cannot sign.
+    """
     # The result of an optical flow depends on the number of threads that share it.
     cv2.setNumThreads(1)
+    signer = await asyncio.to_thread(open_signer, config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     async with DeviceThread.open("postprocess-device", config.threads) as thread:
@@ -199,7 +212,8 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             thread=thread,
             slots=Slots(config.slots, config.retry_after_seconds),
             encoder_threads=config.encoder_threads,
-            producer=config.content_producer,
+            maker=Maker(producer=config.content_producer, model=folder.manifest.id, fingerprint=folder.fingerprint),
+            signer=signer,
             encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
             upscalers=upscalers,
             draining=draining,

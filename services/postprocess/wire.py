@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from rushes.v1 import finishing_pb2, latency_pb2, postprocess_pb2, sampling_pb2
 from services.postprocess.chain import SOURCE, Work
+from services.postprocess.credentials import Credentials
 from services.postprocess.fragments import Fragment
 from services.postprocess.inspection import Finding
 from services.postprocess.mp4 import Mp4Encoder
@@ -176,6 +177,15 @@ def network_messages(upscalers: Upscalers) -> list[postprocess_pb2.UpscalerDescr
         )
         for loaded in upscalers.networks.values()
     ]
+
+
+def signing_message(credentials: Credentials) -> postprocess_pb2.SigningDescription:
+    """The certificate that files are signed with."""
+    message = postprocess_pb2.SigningDescription(
+        subject=credentials.subject, algorithm=credentials.algorithm, development=credentials.development
+    )
+    message.expire_time.FromDatetime(credentials.not_after)
+    return message
 
 
 def _span(work: Work, origin: float) -> latency_pb2.Span:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from rushes.v1 import catalog_pb2, denoiser_pb2, sampling_pb2
+from rushes.v1 import catalog_pb2, denoiser_pb2, finishing_pb2, sampling_pb2
 from rushes.v1.generation_pb2 import GenerationSpec
 from services.chassis.errors import InvalidRequest
-from services.gateway.spec import fingerprint, plan, resolve
+from services.gateway.spec import fingerprint, plan, render_start, resolve, settings_digest
 from tests.gateway.stage_servers import DEFAULTS
 
 DRAFT = denoiser_pb2.Preset(
@@ -71,6 +71,21 @@ def test_the_same_settings_are_the_same_clip_however_they_were_asked_for():
     assert fingerprint(resolved(preset="draft"), "f") == fingerprint(written_out, "f")
     assert fingerprint(resolved(reuse_prefix=True), "f") == fingerprint(resolved(), "f")
     assert fingerprint(resolved(preset="draft"), "f") != fingerprint(resolved(), "f")
+
+
+def test_postprocess_is_told_seed_and_settings_and_the_prompt_only_where_it_is_to_be_declared():
+    silent, telling = (render_start(resolved(declare_prompt=declared)).making for declared in (False, True))
+    assert (silent.seed, silent.settings_sha256, silent.prompt) == (1, settings_digest(resolved()), "")
+    assert telling.prompt == "a red circle"
+
+
+def test_the_digest_of_the_settings_tells_nothing_of_texts_and_seed():
+    words = finishing_pb2.FinishPlan(label=finishing_pb2.Label(text="hello"), subtitles="hello", watermark_id=7)
+    plain = settings_digest(resolved())
+    assert settings_digest(resolved(negative_prompt="no", seed=3, declare_prompt=True, preset="standard")) == plain
+    assert settings_digest(resolved(finish=words)) == plain
+    assert settings_digest(resolved(sampling=sampling_pb2.SamplingSettings(steps=3))) != plain
+    assert settings_digest(resolved(finish=finishing_pb2.FinishPlan(upscale=2))) != plain
 
 
 def test_an_interval_of_guidance_is_counted_in_the_cost():

@@ -139,6 +139,7 @@ class GenerationSpec(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     PRESET_FIELD_NUMBER: _builtins.int
     REUSE_PREFIX_FIELD_NUMBER: _builtins.int
+    DECLARE_PROMPT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What the clip shows: subject, action, scene, camera, mood. 1 to 8000 characters, without control characters."""
     negative_prompt: _builtins.str
@@ -165,6 +166,8 @@ class GenerationSpec(_message.Message):
     """Begin from the state at the expert boundary of an earlier generation with the same text, seed and high-noise
     settings, where the denoiser remembers one. The clip is the same, bit for bit.
     """
+    declare_prompt: _builtins.bool
+    """Write the prompt into the signed manifest of the finished file, where anyone can read it."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingSettings:
         """Settings of the denoising loop."""
@@ -214,10 +217,11 @@ class GenerationSpec(_message.Message):
         adapters: _abc.Iterable[_denoiser_pb2.AdapterUse] | None = ...,
         preset: _builtins.str = ...,
         reuse_prefix: _builtins.bool = ...,
+        declare_prompt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "previews", b"previews", "sampling", b"sampling", "seed", b"seed", "video", b"video", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "preset", b"preset", "previews", b"previews", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seed", b"_seed", "_width", b"_width", "adapters", b"adapters", "artifacts", b"artifacts", "declare_prompt", b"declare_prompt", "finish", b"finish", "fps", b"fps", "height", b"height", "inspection", b"inspection", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "preset", b"preset", "previews", b"previews", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "tier", b"tier", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from rushes.v1 import finishing_pb2 as rushes_dot_v1_dot_finishing__pb2
 from rushes.v1 import latency_pb2 as rushes_dot_v1_dot_latency__pb2
 from rushes.v1 import sampling_pb2 as rushes_dot_v1_dot_sampling__pb2
 from rushes.v1 import tensors_pb2 as rushes_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brushes/v1/postprocess.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19rushes/v1/finishing.proto\x1a\x17rushes/v1/latency.proto\x1a\x18rushes/v1/sampling.proto\x1a\x17rushes/v1/tensors.proto\"\xcd\x02\n\rVideoSettings\x12.\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x15.rushes.v1.VideoCodecB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\x03\x63rf\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18?(\x00H\x00\x88\x01\x01\x12\x33\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x19.rushes.v1.EncodingEffortB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x0f\x66ragment_frames\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x12&\n\x0f\x62its_per_second\x18\x05 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\xca\xb5\xee\x01(\x00\x12\x31\n\tcontainer\x18\x06 \x01(\x0e\x32\x14.rushes.v1.ContainerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x07quality\x18\x07 \x01(\x0e\x32\x17.rushes.v1.VideoQualityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x06\n\x04_crf\"s\n\rRenderRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.rushes.v1.BundleChunkH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xb3\x03\n\x0bRenderStart\x12\"\n\rgeneration_id\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\x12\x38\n\x05model\x18\x02 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x30\n\x05shape\x18\x03 \x01(\x0b\x32\x15.rushes.v1.VideoShapeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\x03\x66ps\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x00\x12-\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x06 \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12!\n\x0clatents_size\x18\x07 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12+\n\x06\x66inish\x18\x08 \x01(\x0b\x32\x15.rushes.v1.FinishPlanB\x04\xe2\x41\x01\x01\x12\x35\n\ninspection\x18\t \x01(\x0b\x32\x1b.rushes.v1.InspectionPolicyB\x04\xe2\x41\x01\x01\"\xa6\x02\n\x0eRenderResponse\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x03 \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x17.rushes.v1.RenderResultH\x00\x12\'\n\x06output\x18\x06 \x01(\x0b\x32\x15.rushes.v1.OutputPartH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"F\n\x11PlanRenderRequest\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"A\n\x12PlanRenderResponse\x12+\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAccepted\"\xb6\x01\n\x0eRenderAccepted\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nnum_frames\x18\x03 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x04 \x01(\x05\x12\'\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettings\x12\x14\n\x0c\x63ontent_type\x18\x06 \x01(\t\x12%\n\x06\x66inish\x18\x07 \x01(\x0b\x32\x15.rushes.v1.FinishPlan\"O\n\x0eRenderProgress\x12\x16\n\x0e\x66rames_decoded\x18\x01 \x01(\x05\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x7f\n\x08\x46ragment\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x04 \x01(\x08\x12\x13\n\x0b\x66irst_frame\x18\x05 \x01(\x05\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\"\x90\x01\n\nOutputPart\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"\x88\x01\n\nOutputFile\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0b\n\x03md5\x18\x06 \x01(\t\"\x92\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12&\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x18\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\"\xea\x02\n\x0cRenderResult\x12\x12\n\nnum_frames\x18\x01 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x06 \x01(\x01\x12\x1b\n\x13\x65ncode_tail_seconds\x18\x07 \x01(\x01\x12\x1e\n\x05spans\x18\x08 \x03(\x0b\x32\x0f.rushes.v1.Span\x12$\n\x08\x66indings\x18\t \x03(\x0b\x32\x12.rushes.v1.Finding\x12@\n\rstage_seconds\x18\n \x03(\x0b\x32).rushes.v1.RenderResult.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb8\x01\n\nFrameRange\x12\x1c\n\x0b\x66irst_frame\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0b\x66rame_count\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\x12\x30\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x07quality\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x1c\n\x08max_edge\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80<(\x00\"\xa3\x01\n\tFramePart\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctime_seconds\x18\x02 \x01(\x01\x12&\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x17\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x07 \x01(\x08\"j\n\x13RenderFramesRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.rushes.v1.FrameRangeH\x00\x12\x19\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\";\n\x14RenderFramesResponse\x12#\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x14.rushes.v1.FramePart\"\x1c\n\x1a\x44\x65scribePostprocessRequest\"\xf7\x01\n\x1b\x44\x65scribePostprocessResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12%\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x15.rushes.v1.VideoCodec\x12\x11\n\tupscalers\x18\x07 \x03(\t\x12\x10\n\x08\x65ncoders\x18\x08 \x03(\t\x12:\n\x12upscaling_networks\x18\t \x03(\x0b\x32\x1e.rushes.v1.UpscalerDescription\"\xe9\x01\n\x13UpscalerDescription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x05\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12K\n\x0fruntime_seconds\x18\x06 \x03(\x0b\x32\x32.rushes.v1.UpscalerDescription.RuntimeSecondsEntry\x1a\x35\n\x13RuntimeSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x7f\n\nVideoCodec\x12\x1b\n\x17VIDEO_CODEC_UNSPECIFIED\x10\x00\x12\x14\n\x10VIDEO_CODEC_H264\x10\x01\x12\x14\n\x10VIDEO_CODEC_H265\x10\x02\x12\x13\n\x0fVIDEO_CODEC_AV1\x10\x03\x12\x13\n\x0fVIDEO_CODEC_VP9\x10\x04*M\n\tContainer\x12\x19\n\x15\x43ONTAINER_UNSPECIFIED\x10\x00\x12\x11\n\rCONTAINER_MP4\x10\x01\x12\x12\n\x0e\x43ONTAINER_WEBM\x10\x02*\x94\x01\n\x0cVideoQuality\x12\x1d\n\x19VIDEO_QUALITY_UNSPECIFIED\x10\x00\x12\x17\n\x13VIDEO_QUALITY_DRAFT\x10\x01\x12\x1a\n\x16VIDEO_QUALITY_STANDARD\x10\x02\x12\x16\n\x12VIDEO_QUALITY_HIGH\x10\x03\x12\x18\n\x14VIDEO_QUALITY_MASTER\x10\x04*\x86\x01\n\x0e\x45ncodingEffort\x12\x1f\n\x1b\x45NCODING_EFFORT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NCODING_EFFORT_FASTEST\x10\x01\x12\x18\n\x14\x45NCODING_EFFORT_FAST\x10\x02\x12\x1c\n\x18\x45NCODING_EFFORT_THOROUGH\x10\x03*\x87\x02\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_POSTER\x10\x01\x12\x1f\n\x1b\x41RTIFACT_KIND_CONTACT_SHEET\x10\x02\x12\x17\n\x13\x41RTIFACT_KIND_VIDEO\x10\x03\x12\x18\n\x14\x41RTIFACT_KIND_SPRITE\x10\x04\x12\x15\n\x11\x41RTIFACT_KIND_HLS\x10\x05\x12\x15\n\x11\x41RTIFACT_KIND_GIF\x10\x06\x12\x1f\n\x1b\x41RTIFACT_KIND_ANIMATED_WEBP\x10\x07\x12\x1b\n\x17\x41RTIFACT_KIND_SUBTITLES\x10\x08\x32\xdd\x02\n\x12PostprocessService\x12\x41\n\x06Render\x12\x18.rushes.v1.RenderRequest\x1a\x19.rushes.v1.RenderResponse(\x01\x30\x01\x12I\n\nPlanRender\x12\x1c.rushes.v1.PlanRenderRequest\x1a\x1d.rushes.v1.PlanRenderResponse\x12S\n\x0cRenderFrames\x12\x1e.rushes.v1.RenderFramesRequest\x1a\x1f.rushes.v1.RenderFramesResponse(\x01\x30\x01\x12\x64\n\x13\x44\x65scribePostprocess\x12%.rushes.v1.DescribePostprocessRequest\x1a&.rushes.v1.DescribePostprocessResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brushes/v1/postprocess.proto\x12\trushes.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19rushes/v1/finishing.proto\x1a\x17rushes/v1/latency.proto\x1a\x18rushes/v1/sampling.proto\x1a\x17rushes/v1/tensors.proto\"\xcd\x02\n\rVideoSettings\x12.\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x15.rushes.v1.VideoCodecB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\x03\x63rf\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18?(\x00H\x00\x88\x01\x01\x12\x33\n\x06\x65\x66\x66ort\x18\x03 \x01(\x0e\x32\x19.rushes.v1.EncodingEffortB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x0f\x66ragment_frames\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xd8\x04(\x00\x12&\n\x0f\x62its_per_second\x18\x05 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\xca\xb5\xee\x01(\x00\x12\x31\n\tcontainer\x18\x06 \x01(\x0e\x32\x14.rushes.v1.ContainerB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x07quality\x18\x07 \x01(\x0e\x32\x17.rushes.v1.VideoQualityB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x06\n\x04_crf\"s\n\rRenderRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.rushes.v1.BundleChunkH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xdc\x03\n\x0bRenderStart\x12\"\n\rgeneration_id\x18\x01 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18@\x12\x38\n\x05model\x18\x02 \x01(\tB)\xe2\x41\x01\x01\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,62})?$\x12\x30\n\x05shape\x18\x03 \x01(\x0b\x32\x15.rushes.v1.VideoShapeB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\x03\x66ps\x18\x04 \x01(\x05\x42\x0e\xe2\x41\x01\x01\xbaH\x07\x1a\x05\x18\xf0\x01(\x00\x12-\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettingsB\x04\xe2\x41\x01\x01\x12\x41\n\tartifacts\x18\x06 \x03(\x0e\x32\x17.rushes.v1.ArtifactKindB\x15\xe2\x41\x01\x01\xbaH\x0e\x92\x01\x0b\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12!\n\x0clatents_size\x18\x07 \x01(\x03\x42\x0b\xe2\x41\x01\x02\xbaH\x04\"\x02(\x00\x12+\n\x06\x66inish\x18\x08 \x01(\x0b\x32\x15.rushes.v1.FinishPlanB\x04\xe2\x41\x01\x01\x12\x35\n\ninspection\x18\t \x01(\x0b\x32\x1b.rushes.v1.InspectionPolicyB\x04\xe2\x41\x01\x01\x12\'\n\x06making\x18\n \x01(\x0b\x32\x11.rushes.v1.MakingB\x04\xe2\x41\x01\x01\"\x86\x01\n\x06Making\x12\x1e\n\x04seed\x18\x01 \x01(\x03\x42\x0b\xe2\x41\x01\x01\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12\x35\n\x0fsettings_sha256\x18\x02 \x01(\tB\x1c\xe2\x41\x01\x01\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\x12\x1c\n\x06prompt\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xbaH\x05r\x03\x18\xc0>B\x07\n\x05_seed\"\xa6\x02\n\x0eRenderResponse\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAcceptedH\x00\x12-\n\x08progress\x18\x02 \x01(\x0b\x32\x19.rushes.v1.RenderProgressH\x00\x12\'\n\x08\x66ragment\x18\x03 \x01(\x0b\x32\x13.rushes.v1.FragmentH\x00\x12\'\n\x08\x61rtifact\x18\x04 \x01(\x0b\x32\x13.rushes.v1.ArtifactH\x00\x12)\n\x06result\x18\x05 \x01(\x0b\x32\x17.rushes.v1.RenderResultH\x00\x12\'\n\x06output\x18\x06 \x01(\x0b\x32\x15.rushes.v1.OutputPartH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"F\n\x11PlanRenderRequest\x12\x31\n\x05start\x18\x01 \x01(\x0b\x32\x16.rushes.v1.RenderStartB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"A\n\x12PlanRenderResponse\x12+\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.rushes.v1.RenderAccepted\"\xb6\x01\n\x0eRenderAccepted\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x12\n\nnum_frames\x18\x03 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x04 \x01(\x05\x12\'\n\x05video\x18\x05 \x01(\x0b\x32\x18.rushes.v1.VideoSettings\x12\x14\n\x0c\x63ontent_type\x18\x06 \x01(\t\x12%\n\x06\x66inish\x18\x07 \x01(\x0b\x32\x15.rushes.v1.FinishPlan\"O\n\x0eRenderProgress\x12\x16\n\x0e\x66rames_decoded\x18\x01 \x01(\x05\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x7f\n\x08\x46ragment\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x04 \x01(\x08\x12\x13\n\x0b\x66irst_frame\x18\x05 \x01(\x05\x12\x13\n\x0b\x66rame_count\x18\x06 \x01(\x05\"\x90\x01\n\nOutputPart\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x17\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"\x88\x01\n\nOutputFile\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0b\n\x03md5\x18\x06 \x01(\t\"\x92\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.rushes.v1.ArtifactKind\x12&\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x18\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x01\"\xea\x02\n\x0cRenderResult\x12\x12\n\nnum_frames\x18\x01 \x01(\x05\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x06 \x01(\x01\x12\x1b\n\x13\x65ncode_tail_seconds\x18\x07 \x01(\x01\x12\x1e\n\x05spans\x18\x08 \x03(\x0b\x32\x0f.rushes.v1.Span\x12$\n\x08\x66indings\x18\t \x03(\x0b\x32\x12.rushes.v1.Finding\x12@\n\rstage_seconds\x18\n \x03(\x0b\x32).rushes.v1.RenderResult.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb8\x01\n\nFrameRange\x12\x1c\n\x0b\x66irst_frame\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12 \n\x0b\x66rame_count\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\x12\x30\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x07quality\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x1c\n\x08max_edge\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80<(\x00\"\xa3\x01\n\tFramePart\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctime_seconds\x18\x02 \x01(\x01\x12&\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x16.rushes.v1.ImageFormat\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\x17\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@\x12\x11\n\tlast_part\x18\x07 \x01(\x08\"j\n\x13RenderFramesRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.rushes.v1.FrameRangeH\x00\x12\x19\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\";\n\x14RenderFramesResponse\x12#\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x14.rushes.v1.FramePart\"\x1c\n\x1a\x44\x65scribePostprocessRequest\"\xa7\x02\n\x1b\x44\x65scribePostprocessResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12%\n\x06\x63odecs\x18\x06 \x03(\x0e\x32\x15.rushes.v1.VideoCodec\x12\x11\n\tupscalers\x18\x07 \x03(\t\x12\x10\n\x08\x65ncoders\x18\x08 \x03(\t\x12:\n\x12upscaling_networks\x18\t \x03(\x0b\x32\x1e.rushes.v1.UpscalerDescription\x12.\n\x07signing\x18\n \x01(\x0b\x32\x1d.rushes.v1.SigningDescription\"~\n\x12SigningDescription\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65velopment\x18\x04 \x01(\x08\"\xe9\x01\n\x13UpscalerDescription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05scale\x18\x03 \x01(\x05\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12K\n\x0fruntime_seconds\x18\x06 \x03(\x0b\x32\x32.rushes.v1.UpscalerDescription.RuntimeSecondsEntry\x1a\x35\n\x13RuntimeSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x7f\n\nVideoCodec\x12\x1b\n\x17VIDEO_CODEC_UNSPECIFIED\x10\x00\x12\x14\n\x10VIDEO_CODEC_H264\x10\x01\x12\x14\n\x10VIDEO_CODEC_H265\x10\x02\x12\x13\n\x0fVIDEO_CODEC_AV1\x10\x03\x12\x13\n\x0fVIDEO_CODEC_VP9\x10\x04*M\n\tContainer\x12\x19\n\x15\x43ONTAINER_UNSPECIFIED\x10\x00\x12\x11\n\rCONTAINER_MP4\x10\x01\x12\x12\n\x0e\x43ONTAINER_WEBM\x10\x02*\x94\x01\n\x0cVideoQuality\x12\x1d\n\x19VIDEO_QUALITY_UNSPECIFIED\x10\x00\x12\x17\n\x13VIDEO_QUALITY_DRAFT\x10\x01\x12\x1a\n\x16VIDEO_QUALITY_STANDARD\x10\x02\x12\x16\n\x12VIDEO_QUALITY_HIGH\x10\x03\x12\x18\n\x14VIDEO_QUALITY_MASTER\x10\x04*\x86\x01\n\x0e\x45ncodingEffort\x12\x1f\n\x1b\x45NCODING_EFFORT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NCODING_EFFORT_FASTEST\x10\x01\x12\x18\n\x14\x45NCODING_EFFORT_FAST\x10\x02\x12\x1c\n\x18\x45NCODING_EFFORT_THOROUGH\x10\x03*\x87\x02\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_POSTER\x10\x01\x12\x1f\n\x1b\x41RTIFACT_KIND_CONTACT_SHEET\x10\x02\x12\x17\n\x13\x41RTIFACT_KIND_VIDEO\x10\x03\x12\x18\n\x14\x41RTIFACT_KIND_SPRITE\x10\x04\x12\x15\n\x11\x41RTIFACT_KIND_HLS\x10\x05\x12\x15\n\x11\x41RTIFACT_KIND_GIF\x10\x06\x12\x1f\n\x1b\x41RTIFACT_KIND_ANIMATED_WEBP\x10\x07\x12\x1b\n\x17\x41RTIFACT_KIND_SUBTITLES\x10\x08\x32\xdd\x02\n\x12PostprocessService\x12\x41\n\x06Render\x12\x18.rushes.v1.RenderRequest\x1a\x19.rushes.v1.RenderResponse(\x01\x30\x01\x12I\n\nPlanRender\x12\x1c.rushes.v1.PlanRenderRequest\x1a\x1d.rushes.v1.PlanRenderResponse\x12S\n\x0cRenderFrames\x12\x1e.rushes.v1.RenderFramesRequest\x1a\x1f.rushes.v1.RenderFramesResponse(\x01\x30\x01\x12\x64\n\x13\x44\x65scribePostprocess\x12%.rushes.v1.DescribePostprocessRequest\x1a&.rushes.v1.DescribePostprocessResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,6 +72,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDERSTART'].fields_by_name['finish']._serialized_options = b'\342A\001\001'
   _globals['_RENDERSTART'].fields_by_name['inspection']._loaded_options = None
   _globals['_RENDERSTART'].fields_by_name['inspection']._serialized_options = b'\342A\001\001'
+  _globals['_RENDERSTART'].fields_by_name['making']._loaded_options = None
+  _globals['_RENDERSTART'].fields_by_name['making']._serialized_options = b'\342A\001\001'
+  _globals['_MAKING'].fields_by_name['seed']._loaded_options = None
+  _globals['_MAKING'].fields_by_name['seed']._serialized_options = b'\342A\001\001\272H\004\"\002(\000'
+  _globals['_MAKING'].fields_by_name['settings_sha256']._loaded_options = None
+  _globals['_MAKING'].fields_by_name['settings_sha256']._serialized_options = b'\342A\001\001\272H\025r\0232\021^([0-9a-f]{64})?$'
+  _globals['_MAKING'].fields_by_name['prompt']._loaded_options = None
+  _globals['_MAKING'].fields_by_name['prompt']._serialized_options = b'\342A\001\001\272H\005r\003\030\300>'
   _globals['_RENDERRESPONSE'].oneofs_by_name['message']._loaded_options = None
   _globals['_RENDERRESPONSE'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
   _globals['_PLANRENDERREQUEST'].fields_by_name['start']._loaded_options = None
@@ -101,60 +110,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENDERFRAMESREQUEST'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200@'
   _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._loaded_options = None
   _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_VIDEOCODEC']._serialized_start=3767
-  _globals['_VIDEOCODEC']._serialized_end=3894
-  _globals['_CONTAINER']._serialized_start=3896
-  _globals['_CONTAINER']._serialized_end=3973
-  _globals['_VIDEOQUALITY']._serialized_start=3976
-  _globals['_VIDEOQUALITY']._serialized_end=4124
-  _globals['_ENCODINGEFFORT']._serialized_start=4127
-  _globals['_ENCODINGEFFORT']._serialized_end=4261
-  _globals['_ARTIFACTKIND']._serialized_start=4264
-  _globals['_ARTIFACTKIND']._serialized_end=4527
-  _globals['_VIDEOSETTINGS']._serialized_start=208
-  _globals['_VIDEOSETTINGS']._serialized_end=541
-  _globals['_RENDERREQUEST']._serialized_start=543
-  _globals['_RENDERREQUEST']._serialized_end=658
-  _globals['_RENDERSTART']._serialized_start=661
-  _globals['_RENDERSTART']._serialized_end=1096
-  _globals['_RENDERRESPONSE']._serialized_start=1099
-  _globals['_RENDERRESPONSE']._serialized_end=1393
-  _globals['_PLANRENDERREQUEST']._serialized_start=1395
-  _globals['_PLANRENDERREQUEST']._serialized_end=1465
-  _globals['_PLANRENDERRESPONSE']._serialized_start=1467
-  _globals['_PLANRENDERRESPONSE']._serialized_end=1532
-  _globals['_RENDERACCEPTED']._serialized_start=1535
-  _globals['_RENDERACCEPTED']._serialized_end=1717
-  _globals['_RENDERPROGRESS']._serialized_start=1719
-  _globals['_RENDERPROGRESS']._serialized_end=1798
-  _globals['_FRAGMENT']._serialized_start=1800
-  _globals['_FRAGMENT']._serialized_end=1927
-  _globals['_OUTPUTPART']._serialized_start=1930
-  _globals['_OUTPUTPART']._serialized_end=2074
-  _globals['_OUTPUTFILE']._serialized_start=2077
-  _globals['_OUTPUTFILE']._serialized_end=2213
-  _globals['_ARTIFACT']._serialized_start=2216
-  _globals['_ARTIFACT']._serialized_end=2362
-  _globals['_RENDERRESULT']._serialized_start=2365
-  _globals['_RENDERRESULT']._serialized_end=2727
-  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_start=2676
-  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_end=2727
-  _globals['_FRAMERANGE']._serialized_start=2730
-  _globals['_FRAMERANGE']._serialized_end=2914
-  _globals['_FRAMEPART']._serialized_start=2917
-  _globals['_FRAMEPART']._serialized_end=3080
-  _globals['_RENDERFRAMESREQUEST']._serialized_start=3082
-  _globals['_RENDERFRAMESREQUEST']._serialized_end=3188
-  _globals['_RENDERFRAMESRESPONSE']._serialized_start=3190
-  _globals['_RENDERFRAMESRESPONSE']._serialized_end=3249
-  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_start=3251
-  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_end=3279
-  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_start=3282
-  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_end=3529
-  _globals['_UPSCALERDESCRIPTION']._serialized_start=3532
-  _globals['_UPSCALERDESCRIPTION']._serialized_end=3765
-  _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._serialized_start=3712
-  _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._serialized_end=3765
-  _globals['_POSTPROCESSSERVICE']._serialized_start=4530
-  _globals['_POSTPROCESSSERVICE']._serialized_end=4879
+  _globals['_VIDEOCODEC']._serialized_start=4154
+  _globals['_VIDEOCODEC']._serialized_end=4281
+  _globals['_CONTAINER']._serialized_start=4283
+  _globals['_CONTAINER']._serialized_end=4360
+  _globals['_VIDEOQUALITY']._serialized_start=4363
+  _globals['_VIDEOQUALITY']._serialized_end=4511
+  _globals['_ENCODINGEFFORT']._serialized_start=4514
+  _globals['_ENCODINGEFFORT']._serialized_end=4648
+  _globals['_ARTIFACTKIND']._serialized_start=4651
+  _globals['_ARTIFACTKIND']._serialized_end=4914
+  _globals['_VIDEOSETTINGS']._serialized_start=241
+  _globals['_VIDEOSETTINGS']._serialized_end=574
+  _globals['_RENDERREQUEST']._serialized_start=576
+  _globals['_RENDERREQUEST']._serialized_end=691
+  _globals['_RENDERSTART']._serialized_start=694
+  _globals['_RENDERSTART']._serialized_end=1170
+  _globals['_MAKING']._serialized_start=1173
+  _globals['_MAKING']._serialized_end=1307
+  _globals['_RENDERRESPONSE']._serialized_start=1310
+  _globals['_RENDERRESPONSE']._serialized_end=1604
+  _globals['_PLANRENDERREQUEST']._serialized_start=1606
+  _globals['_PLANRENDERREQUEST']._serialized_end=1676
+  _globals['_PLANRENDERRESPONSE']._serialized_start=1678
+  _globals['_PLANRENDERRESPONSE']._serialized_end=1743
+  _globals['_RENDERACCEPTED']._serialized_start=1746
+  _globals['_RENDERACCEPTED']._serialized_end=1928
+  _globals['_RENDERPROGRESS']._serialized_start=1930
+  _globals['_RENDERPROGRESS']._serialized_end=2009
+  _globals['_FRAGMENT']._serialized_start=2011
+  _globals['_FRAGMENT']._serialized_end=2138
+  _globals['_OUTPUTPART']._serialized_start=2141
+  _globals['_OUTPUTPART']._serialized_end=2285
+  _globals['_OUTPUTFILE']._serialized_start=2288
+  _globals['_OUTPUTFILE']._serialized_end=2424
+  _globals['_ARTIFACT']._serialized_start=2427
+  _globals['_ARTIFACT']._serialized_end=2573
+  _globals['_RENDERRESULT']._serialized_start=2576
+  _globals['_RENDERRESULT']._serialized_end=2938
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_start=2887
+  _globals['_RENDERRESULT_STAGESECONDSENTRY']._serialized_end=2938
+  _globals['_FRAMERANGE']._serialized_start=2941
+  _globals['_FRAMERANGE']._serialized_end=3125
+  _globals['_FRAMEPART']._serialized_start=3128
+  _globals['_FRAMEPART']._serialized_end=3291
+  _globals['_RENDERFRAMESREQUEST']._serialized_start=3293
+  _globals['_RENDERFRAMESREQUEST']._serialized_end=3399
+  _globals['_RENDERFRAMESRESPONSE']._serialized_start=3401
+  _globals['_RENDERFRAMESRESPONSE']._serialized_end=3460
+  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_start=3462
+  _globals['_DESCRIBEPOSTPROCESSREQUEST']._serialized_end=3490
+  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_start=3493
+  _globals['_DESCRIBEPOSTPROCESSRESPONSE']._serialized_end=3788
+  _globals['_SIGNINGDESCRIPTION']._serialized_start=3790
+  _globals['_SIGNINGDESCRIPTION']._serialized_end=3916
+  _globals['_UPSCALERDESCRIPTION']._serialized_start=3919
+  _globals['_UPSCALERDESCRIPTION']._serialized_end=4152
+  _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._serialized_start=4099
+  _globals['_UPSCALERDESCRIPTION_RUNTIMESECONDSENTRY']._serialized_end=4152
+  _globals['_POSTPROCESSSERVICE']._serialized_start=4917
+  _globals['_POSTPROCESSSERVICE']._serialized_end=5266
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from rushes.v1 import finishing_pb2 as _finishing_pb2
@@ -274,6 +275,7 @@ class RenderStart(_message.Message):
     LATENTS_SIZE_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     INSPECTION_FIELD_NUMBER: _builtins.int
+    MAKING_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The generation this work belongs to: for logs and traces."""
     model: _builtins.str
@@ -302,6 +304,10 @@ class RenderStart(_message.Message):
     def inspection(self) -> _finishing_pb2.InspectionPolicy:
         """What the quality gate does with what it finds. Not set: every check notes."""
 
+    @_builtins.property
+    def making(self) -> Global___Making:
+        """What a signed file says of how the clip was made, beside the model and its fingerprint, which this service knows."""
+
     def __init__(
         self,
         *,
@@ -314,14 +320,49 @@ class RenderStart(_message.Message):
         latents_size: _builtins.int = ...,
         finish: _finishing_pb2.FinishPlan | None = ...,
         inspection: _finishing_pb2.InspectionPolicy | None = ...,
+        making: Global___Making | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "inspection", b"inspection", "shape", b"shape", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "inspection", b"inspection", "making", b"making", "shape", b"shape", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "generation_id", b"generation_id", "inspection", b"inspection", "latents_size", b"latents_size", "model", b"model", "shape", b"shape", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "finish", b"finish", "fps", b"fps", "generation_id", b"generation_id", "inspection", b"inspection", "latents_size", b"latents_size", "making", b"making", "model", b"model", "shape", b"shape", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenderStart: _TypeAlias = RenderStart  # noqa: Y015
+
+@_typing.final
+class Making(_message.Message):
+    """Making says how a clip was made. It goes into the manifest of a signed file, where anyone can read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    SETTINGS_SHA256_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """Seed of the initial noise. Not set: not told."""
+    settings_sha256: _builtins.str
+    """SHA-256 of the settings, 64 hexadecimal digits: equal for equal settings, whatever the text and the seed. Empty: not
+    told.
+    """
+    prompt: _builtins.str
+    """The prompt. Empty: not told."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int | None = ...,
+        settings_sha256: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "prompt", b"prompt", "seed", b"seed", "settings_sha256", b"settings_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Making: _TypeAlias = Making  # noqa: Y015
 
 @_typing.final
 class RenderResponse(_message.Message):
@@ -927,6 +968,7 @@ class DescribePostprocessResponse(_message.Message):
     UPSCALERS_FIELD_NUMBER: _builtins.int
     ENCODERS_FIELD_NUMBER: _builtins.int
     UPSCALING_NETWORKS_FIELD_NUMBER: _builtins.int
+    SIGNING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     fingerprint: _builtins.str
@@ -953,6 +995,10 @@ class DescribePostprocessResponse(_message.Message):
     def upscaling_networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpscalerDescription]:
         """The upscaling networks among `upscalers`, in the order in which the server prefers them, and what runs them here."""
 
+    @_builtins.property
+    def signing(self) -> Global___SigningDescription:
+        """The certificate that finished files are signed with. Not set: files leave without a C2PA manifest."""
+
     def __init__(
         self,
         *,
@@ -965,14 +1011,51 @@ class DescribePostprocessResponse(_message.Message):
         upscalers: _abc.Iterable[_builtins.str] | None = ...,
         encoders: _abc.Iterable[_builtins.str] | None = ...,
         upscaling_networks: _abc.Iterable[Global___UpscalerDescription] | None = ...,
+        signing: Global___SigningDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signing", b"signing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "encoders", b"encoders", "fingerprint", b"fingerprint", "model", b"model", "slots", b"slots", "upscalers", b"upscalers", "upscaling_networks", b"upscaling_networks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device", b"device", "dtype", b"dtype", "encoders", b"encoders", "fingerprint", b"fingerprint", "model", b"model", "signing", b"signing", "slots", b"slots", "upscalers", b"upscalers", "upscaling_networks", b"upscaling_networks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribePostprocessResponse: _TypeAlias = DescribePostprocessResponse  # noqa: Y015
+
+@_typing.final
+class SigningDescription(_message.Message):
+    """SigningDescription describes the certificate that finished files are signed with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DEVELOPMENT_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """Subject of the certificate, for example `CN=Example Video,O=Example`."""
+    algorithm: _builtins.str
+    """Algorithm of the signature as C2PA names it, for example `es256`."""
+    development: _builtins.bool
+    """True for the certificate that an embedded suite makes for itself: nobody vouches for it."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the certificate ends."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        algorithm: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        development: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "development", b"development", "expire_time", b"expire_time", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SigningDescription: _TypeAlias = SigningDescription  # noqa: Y015
 
 @_typing.final
 class UpscalerDescription(_message.Message):

@@ -70,7 +70,9 @@ class PostprocessServiceServicer:
         `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
         always last.
 
-        INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
+        SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
+        out of range.
         RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

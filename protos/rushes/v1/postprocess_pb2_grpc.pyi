@@ -42,7 +42,9 @@ class PostprocessServiceStub:
     `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
     always last.
 
-    INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
+    SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
+    out of range.
     RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]
@@ -73,7 +75,9 @@ class PostprocessServiceAsyncStub(PostprocessServiceStub):
     `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
     always last.
 
-    INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
+    SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
+    out of range.
     RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]  # type: ignore[assignment]
@@ -107,7 +111,9 @@ class PostprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
         always last.
 
-        INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
+        SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
+        out of range.
         RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 import services.chassis.errors
 from rushes.cli.model_choice import ModelChoice, ensure_written
 from rushes.cli.refusal import CommandRefused
+from rushes.cli.signing import signing_settings
 from rushes.cli.state import StateFolder
 from rushes.cli.supervisor import SHARED_CORES
 from rushes.client import FieldViolation, InvalidRequest
@@ -59,10 +60,11 @@ async def embedded_suite(settings: SuiteSettings, state: StateFolder, on_loading
     began = time.monotonic()
     with _logging_to(state.log), tempfile.TemporaryDirectory(prefix="rushes-") as sockets:
         at = {name: f"unix:{sockets}/{name}.sock" for name in (*STAGES, "gateway")}
-        weights = {"model": settings.model.path, "device": settings.device, "dtype": settings.dtype}
+        weights = _given({"model": settings.model.path, "device": settings.device, "dtype": settings.dtype})
+        own = {"postprocess": signing_settings(state)}
         gateway = _gateway_settings(state) | {name: at[name] for name in STAGES}
         suite = [
-            *(_Service(name, {"listen": at[name]} | _given(weights), on_loading) for name in STAGES),
+            *(_Service(name, {"listen": at[name], **weights, **own.get(name, {})}, on_loading) for name in STAGES),
             _Service("gateway", {"listen": at["gateway"]} | gateway, on_loading),
         ]
         try:

@@ -11,6 +11,8 @@ OK = 0
 BAD_INPUT = 2
 UNAVAILABLE = 3
 FAILED = 4
+BROKEN = 5
+UNDECLARED = 6
 CANCELLED = 130
 
 _UNAVAILABLE = (errors.Unavailable, errors.Exhausted, errors.DeadlineExceeded, errors.Aborted, errors.Cancelled)

@@ -70,6 +70,10 @@ ReusePrefix = Annotated[
         "--reuse-prefix", help="Begin where an earlier clip of equal text and seed left the high-noise expert."
     ),
 ]
+DeclarePrompt = Annotated[
+    bool,
+    typer.Option("--declare-prompt", help="Write the prompt into the file's signed manifest.", rich_help_panel=FILES),
+]
 
 Output = Annotated[
     Path | None,

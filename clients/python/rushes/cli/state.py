@@ -61,6 +61,11 @@ class StateFolder:
         return str(self.path.resolve() / "artifacts")
 
     @property
+    def certificates(self) -> Path:
+        """Where a suite on this machine keeps the development certificate that it signs its files with."""
+        return self.path / "c2pa"
+
+    @property
     def _lock(self) -> Path:
         return self.path / "holder.json"
 

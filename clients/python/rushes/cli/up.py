@@ -12,6 +12,7 @@ from typing import NoReturn
 from rushes.cli.interrupt import STOP_SIGNALS
 from rushes.cli.model_choice import ModelChoice
 from rushes.cli.refusal import CommandRefused
+from rushes.cli.signing import signing_settings
 from rushes.cli.state import Holder, StateFolder
 from rushes.cli.supervisor import Program, Supervised, inherited, python_module
 
@@ -99,15 +100,23 @@ def _programs(settings: UpSettings, state: StateFolder, sockets: Path) -> list[P
         port = settings.metrics_port
         return _flags(metrics_port=port + offset if port else port)
 
+    listen = settings.listen or (None if "RUSHES_LISTEN" in os.environ else DEFAULT_LISTEN)
+    own = {"postprocess": _flags(**signing_settings(state, listen or os.environ["RUSHES_LISTEN"]))}
     programs = [
         Program(
             name=name,
-            argv=python_module(f"services.{name}", *_flags(listen=at[name]), *weights, *every, *metrics(offset)),
+            argv=python_module(
+                f"services.{name}",
+                *_flags(listen=at[name]),
+                *weights,
+                *every,
+                *metrics(offset),
+                *own.get(name, []),
+            ),
             environment=inherited(without=NOT_FOR_STAGES),
         )
         for offset, name in enumerate(STAGES, 1)
     ]
-    listen = settings.listen or (None if "RUSHES_LISTEN" in os.environ else DEFAULT_LISTEN)
     # A database or a store that the environment names is the operator's choice.
     database = None if "RUSHES_DATABASE_URL" in os.environ else state.database_url
     artifacts = None if "RUSHES_ARTIFACTS_URL" in os.environ else state.artifacts_url

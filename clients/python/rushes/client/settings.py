@@ -36,6 +36,7 @@ def generation_spec(
     step_cache: str | None = None,
     step_cache_threshold: float | None = None,
     reuse_prefix: bool = False,
+    declare_prompt: bool = False,
     preview_every_steps: int | None = None,
     preview_max_edge: int | None = None,
     crf: int | None = None,
@@ -46,7 +47,8 @@ def generation_spec(
     """A request for a clip; what is None takes the model's default.
 
     Sizes are pixels (multiples of 16) and frames (4k + 1). `solver` is one of `SOLVERS`, `sigma_rule` of `SIGMA_RULES`,
-    `step_cache` of `STEP_CACHES`; guidance timesteps are 0 to 1000.
+    `step_cache` of `STEP_CACHES`; guidance timesteps are 0 to 1000. `declare_prompt` writes the prompt into the signed
+    manifest of the finished file.
     `finish` and `video` are made by `finish_plan` and `video_settings`; `artifacts` are names of
     `rushes.client.finishing.ARTIFACTS`, by default a poster and a contact sheet.
     Raises `InvalidRequest` for a value that the wire cannot carry; all other rules are the server's.
@@ -66,6 +68,7 @@ def generation_spec(
     for field, value in top.items():
         put(spec, "", field, value)
     spec.reuse_prefix = reuse_prefix
+    spec.declare_prompt = declare_prompt
     sampling: Mapping[str, float | None] = {
         "solver": choice("sampling.solver", solver, SOLVERS),
         "sigma_rule": choice("sampling.sigma_rule", sigma_rule, SIGMA_RULES),

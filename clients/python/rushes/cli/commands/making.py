@@ -67,6 +67,7 @@ def generate(
     bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
+    declare_prompt: o.DeclarePrompt = False,
     output: o.Output = None,
     previews: o.Previews = None,
     preview_every: o.PreviewEvery = 2,
@@ -114,6 +115,7 @@ def generate(
         "step_cache": step_cache,
         "step_cache_threshold": step_cache_threshold,
         "reuse_prefix": reuse_prefix,
+        "declare_prompt": declare_prompt,
         "preview_every_steps": preview_every if previews else 0,
         "crf": crf,
     }
@@ -215,6 +217,7 @@ def create(
     bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
+    declare_prompt: o.DeclarePrompt = False,
     model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
     request_id: Annotated[
         str | None, typer.Option(help="UUID: the same one twice is one generation.", rich_help_panel=o.GATEWAY)
@@ -285,6 +288,7 @@ def create(
             step_cache=step_cache,
             step_cache_threshold=step_cache_threshold,
             reuse_prefix=reuse_prefix,
+            declare_prompt=declare_prompt,
             crf=crf,
             **finish_settings(finish, delivery),
         )
