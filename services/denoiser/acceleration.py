@@ -55,7 +55,7 @@ def accelerate(pool: ExpertPool, config: DenoiserConfig, device: torch.device) -
     experts, error = dict(pool.experts), 0.0
     for expert, transformer in pool.experts.items():
         if config.linear == "float8":
-            error = max(error, to_float8(transformer.module))
+            error = max(error, to_float8(transformer.module, device))
         if config.offload:
             experts[expert] = _offloaded(transformer, device)
     kernel, timings = _attention(experts[next(iter(experts))], config, pool, device)

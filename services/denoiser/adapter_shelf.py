@@ -43,7 +43,17 @@ class AdapterShelf:
     @property
     def nbytes(self) -> int:
         """Bytes of the adapters on the shelf."""
-        return sum(low_rank.nbytes for adapter in self._held.values() for low_rank in adapter.values())
+        return sum(update.nbytes for adapter in self._held.values() for update in adapter.values())
+
+    @property
+    def reserve(self) -> int:
+        """Most bytes that lie on the shelf."""
+        return min(self._capacity_bytes, sum(self.size(name) for name in self._entries))
+
+    def size(self, name: str) -> int:
+        """Bytes of the files of the adapter `name`; 0 for one that is not of `ids`."""
+        entry = self._entries.get(name)
+        return sum(self._folder.manifest.files[file].size for file in _files(entry)) if entry is not None else 0
 
     def names(self, uses: Sequence[AdapterUse]) -> tuple[tuple[str, ...], ...]:
         """What of `uses` shapes the latents: ids, file hashes and weights. Every id must be one of `ids`."""

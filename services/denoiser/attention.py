@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.chassis.errors import FailedPrecondition
+from services.chassis.logs import logger
 
 Attend: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(query, key, value) -> mixed, all [B, heads, L, head_dim]."""
@@ -45,11 +47,22 @@ def present(device: torch.device) -> dict[str, Attend]:
             "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION,
         }
-        if find_spec("flash_attn_interface") is not None:
-            kernels["flash3"] = partial(_flash3, importlib.import_module("flash_attn_interface"))
-        if find_spec("sageattention") is not None:
-            kernels["sage"] = partial(_sage, importlib.import_module("sageattention"))
+        for name, (library, kernel) in _LIBRARIES.items():
+            imported = _imported(library)
+            if imported is not None:
+                kernels[name] = partial(kernel, imported)
     return kernels | {name: partial(_restricted, backend) for name, backend in backends.items()}
+
+
+def _imported(library: str) -> ModuleType | None:
+    """The library if it is there and fits this torch: one that was built for another must not stop the process."""
+    if find_spec(library) is None:
+        return None
+    try:
+        return importlib.import_module(library)
+    except (ImportError, OSError) as unfit:
+        logger(__name__).warning("attention_library_unfit", library=library, error=str(unfit))
+        return None
 
 
 def named(name: str, device: torch.device) -> Attend:
@@ -67,13 +80,14 @@ def measure(
 ) -> list[Timing]:
     """Time every kernel on one self-attention of so many tokens, the best of some rounds; those that fail are left out.
 
-    The error is that of a short one against float32.
+    The tensors lie in memory as the transformer's do, token by token. The error is that of a short one against float32.
     """
     generator = torch.Generator(device).manual_seed(0)
 
     def drawn(length: int) -> list[torch.Tensor]:
-        shape = (1, heads, length, head_dim)
-        return [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)]
+        shape = (1, length, heads, head_dim)
+        tensors = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(3)]
+        return [tensor.transpose(1, 2) for tensor in tensors]
 
     short, whole = drawn(min(tokens, _CHECKED_TOKENS)), drawn(tokens)
     exact = F.scaled_dot_product_attention(*(tensor.float() for tensor in short))
@@ -82,8 +96,8 @@ def measure(
         try:
             error = float((kernel(*short).float() - exact).norm() / exact.norm())
             seconds = min(_seconds(kernel, whole, device) for _ in range(_ROUNDS))
-        except RuntimeError:
-            # torch says so where a backend does not support the size, the type or the device.
+        except Exception as unfit:  # noqa: BLE001 - libraries differ in how they say that a size, type or card does not fit
+            logger(__name__).info("attention_kernel_unfit", kernel=name, error=str(unfit))
             continue
         timings.append(Timing(name=name, seconds=seconds, error=error))
     return timings
@@ -122,3 +136,8 @@ def _flash3(library: Any, query: torch.Tensor, key: torch.Tensor, value: torch.T
 def _sage(library: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     mixed: torch.Tensor = library.sageattn(query, key, value, tensor_layout="HND")
     return mixed
+
+
+_LIBRARIES: Final[Mapping[str, tuple[str, Callable[..., torch.Tensor]]]] = MappingProxyType(
+    {"flash3": ("flash_attn_interface", _flash3), "sage": ("sageattention", _sage)}
+)

@@ -67,6 +67,8 @@ def read_state(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str],
             raise ValueError(f"{name} must be float32")
         if tuple(tensor.shape) != plan.latents.batch:
             raise ValueError(f"{name} must have shape {list(plan.latents.batch)}, not {list(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} must be finite")
     return SolverState(
         step=plan.first_step,
         x=tensors["x"],

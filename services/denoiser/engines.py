@@ -63,10 +63,11 @@ class TensorRtEngine:
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
-        v = torch.empty_like(latents)
-        tensors = {"latents": latents, "timestep": timestep, "text": text, "velocity": v}
+        v = torch.empty_like(latents, memory_format=torch.contiguous_format)
+        # Held here until the engine is queued: a copy that nobody holds would be overwritten by the next.
+        tensors = {"latents": latents.contiguous(), "timestep": timestep, "text": text.contiguous(), "velocity": v}
         for name, tensor in tensors.items():
-            self._context.set_tensor_address(name, tensor.contiguous().data_ptr())
+            self._context.set_tensor_address(name, tensor.data_ptr())
         if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise FailedPrecondition("A TensorRT engine failed.", reason="ENGINE_FAILED")
         return v

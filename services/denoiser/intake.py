@@ -28,6 +28,7 @@ from services.model.bundles import to_tensors
 
 _HEADER_BYTES = 64 * 1024
 _STATE_TENSORS = 4
+_PROMPTS = 2
 
 Requests = AsyncIterator[denoiser_pb2.DenoiseRequest]
 
@@ -44,8 +45,11 @@ async def read_start(requests: Requests) -> denoiser_pb2.DenoiseStart:
 def footprint(start: denoiser_pb2.DenoiseStart, studio: Studio) -> Footprint:
     """The memory that the work of `start` needs. Raises `InvalidRequest` for a size beyond the model's limits."""
     _check_limits(start, studio.pool)
+    cached = start.sampling.step_cache == sampling_pb2.STEP_CACHE_FIRST_BLOCK
     return studio.memory.footprint(
-        VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames)
+        VideoShape(width=start.shape.width, height=start.shape.height, frames=start.shape.num_frames),
+        cached_prompts=_PROMPTS if cached else 0,
+        adapters=sum(studio.shelf.size(use.id) for use in start.adapters),
     )
 
 

@@ -54,7 +54,9 @@ def memory_message(book: MemoryBook, available: int, reserved: int) -> denoiser_
         available_bytes=available,
         reserved_bytes=reserved,
         measured=[
-            denoiser_pb2.MeasuredMemory(shape=shape_message(shape), peak_bytes=peak)
-            for shape, peak in book.peaks.items()
+            denoiser_pb2.MeasuredMemory(
+                shape=shape_message(shape), peak_bytes=each.peak + each.held, held_bytes=each.held
+            )
+            for shape, each in book.measured.items()
         ],
     )

@@ -1,6 +1,6 @@
 """Blocks that stay in host memory: each is on the device while it computes, and the next one while it is copied."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,11 +28,14 @@ class HostedBlocks:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def walk(self, first: int = 0) -> Iterator[nn.Module]:
-        """The blocks from `first` on, each on the device until the next is asked for or the walk is over."""
+    def walk(self) -> Generator[nn.Module, None, None]:
+        """The blocks, each on the device until the next is asked for or the walk is over.
+
+        Close it on the device's thread: one that is left to the garbage collector would end beside another's steps.
+        """
         try:
-            arrived = self._fetch(first)
-            for i in range(first, len(self._blocks)):
+            arrived = self._fetch(0)
+            for i in range(len(self._blocks)):
                 if arrived is not None:
                     torch.cuda.current_stream(self._device).wait_event(arrived)
                 arrived = self._fetch(i + 1)

@@ -7,6 +7,7 @@ this, except for what says so.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import torch
@@ -21,6 +22,7 @@ from services.model.folder import Component
 from services.model.weights import fill_module
 
 PREFETCHED_BLOCKS: Final = 4
+_FIRST: Final = tuple(f"blocks.{i}." for i in range(PREFETCHED_BLOCKS))
 
 
 class Residence:
@@ -52,14 +54,27 @@ class Residence:
         if before is not None:
             self._homes[before].leave()
             self._resident = None
-        self._homes[expert].enter()
+        try:
+            self._homes[expert].enter()
+        except BaseException:
+            # What had arrived would lie on the device beside whoever comes next.
+            self._homes[expert].leave()
+            raise
         self._resident = expert
         if before is not None:
             self.swaps += 1
             self.swap_seconds = time.monotonic() - began
 
+    @property
+    def prefetch_bytes(self) -> int:
+        """Most that the first blocks of the expert that is away take on the device beside the one that is there."""
+        return max(home.prefetch_bytes for home in self._homes.values())
+
     def expect(self, expert: Expert) -> None:
-        """`expert` comes next: on CUDA its first blocks are copied beside the work of the one that is here."""
+        """`expert` comes next: on CUDA its first blocks are copied beside the work of the one that is here.
+
+        Where memory does not suffice for that, they come with the others.
+        """
         if self._resident is not expert:
             self._homes[expert].prefetch()
 
@@ -77,6 +92,10 @@ class _Home:
         if self._device.type == "cuda":
             self._pinned = {name: p.detach().cpu().pin_memory() for name, p in self._module.named_parameters()}
             self._stream = torch.cuda.Stream(self._device)
+
+    @property
+    def prefetch_bytes(self) -> int:
+        return sum(away.nbytes for name, away in self._pinned.items() if name.startswith(_FIRST))
 
     def leave(self) -> None:
         for name, parameter in list(self._module.named_parameters()):
@@ -96,11 +115,10 @@ class _Home:
     def prefetch(self) -> None:
         if self._stream is None or self._fetched:
             return
-        first = tuple(f"blocks.{i}." for i in range(PREFETCHED_BLOCKS))
         main = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._stream):
+        with suppress(torch.OutOfMemoryError), torch.cuda.stream(self._stream):
             for name, away in self._pinned.items():
-                if name.startswith(first):
+                if name.startswith(_FIRST):
                     fetched = away.to(self._device, non_blocking=True)
                     # It is used, and one day freed, on the stream of the steps.
                     fetched.record_stream(main)

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
+import torch
+
 from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc
 from services.chassis.errors import FailedPrecondition, Unavailable
 from services.chassis.incoming import Context
@@ -84,25 +86,37 @@ async def open_denoiser(config: DenoiserConfig, draining: asyncio.Event) -> Asyn
     """
     device = choose_device(config.device)
     async with DeviceThread.open("denoiser-device", config.threads) as thread:
+        if device.type == "cuda":
+            # A thread's own: kernels of other libraries, events and streams go to the current device.
+            await thread.run(torch.cuda.set_device, device)
         folder = ModelFolder(config.model)
         pool = await thread.run(
             ExpertPool.load, folder, config.experts, choose_dtype(config.dtype, device), loading_device(config, device)
         )
         pool, acceleration = await thread.run(accelerate, pool, config, device)
         _report_differences(pool, strict=config.strict_reference)
-        if config.warm_up:
-            await thread.run(warm_up, pool)
         shapes = config.measured_shapes(default_shape(pool.manifest))
-        sharing = await thread.run(choose_sharing, pool, shapes, config.step_sharing, config.step_sharers)
         guidance_batch = await thread.run(choose_guidance_batch, pool, config.guidance_batch)
+        if config.warm_up:
+            await thread.run(warm_up, pool, shapes if config.shapes else (), guidance_batch)
+        sharing = await thread.run(choose_sharing, pool, shapes, config.step_sharing, config.step_sharers)
+        # Before memory is measured: what decodes previews takes its share.
+        projection = await thread.run(choose_developer, folder, pool, config.preview_decoder)
+        shelf = AdapterShelf(folder, config.adapter_cache_bytes)
         memory, available = await thread.run(
-            measure_memory, pool, shapes, guidance_batch, limit=config.memory_bytes, folder=config.cache
+            measure_memory,
+            pool,
+            shapes,
+            guidance_batch,
+            limit=config.memory_bytes,
+            reserve=shelf.reserve,
+            folder=config.cache,
         )
         studio = Studio(
             pool=pool,
             thread=thread,
-            shelf=AdapterShelf(folder, config.adapter_cache_bytes),
-            projection=await thread.run(choose_developer, folder, pool, config.preview_decoder),
+            shelf=shelf,
+            projection=projection,
             guidance_batch=guidance_batch,
             acceleration=acceleration,
             prefixes=PrefixCache(config.prefix_cache_bytes),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from services.chassis.bundles import pack
-from services.chassis.errors import Exhausted
+from services.chassis.errors import Exhausted, Unavailable
 from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.adapters import Adapter
@@ -112,6 +112,7 @@ class Session:
         self._steps_run = 0
         self._steps_cached = 0
         self._steps_shared = 0
+        self._previews_failed = 0
         self._velocity: GuidedVelocity | None = None
         threshold = work.plan.settings.step_cache_threshold
         self._cache = None if threshold is None else StepCache(work.plan, threshold)
@@ -140,7 +141,9 @@ class Session:
                     steps_shared=self._steps_shared,
                     guidance_split=self._velocity is not None and self._velocity.split,
                     device_seconds=self._device_seconds,
-                    previews_dropped=self._outbox.pictures_dropped + (darkroom.dropped if darkroom else 0),
+                    previews_dropped=self._previews_failed
+                    + self._outbox.pictures_dropped
+                    + (darkroom.dropped if darkroom else 0),
                     spans=self._spans,
                 )
             )
@@ -160,10 +163,10 @@ class Session:
                     asked, wish = time.monotonic(), self._wish(state)
                     async with self._seat.turn(wish, self._offer(state)) as turn:
                         self._gauges.waited(self._plan.expert(self._next(state)), time.monotonic() - asked)
-                        if state is not None and may_be_cut(self._plan, state.step):
+                        if state is None or may_be_cut(self._plan, state.step):
                             interruption = self._interruption()
                             if interruption is not None:
-                                return state, interruption
+                                return state or self._untouched(interruption), interruption
                         if len(turn.party) > 1:
                             await turn.party.once(self._evaluate)
                         news = await anext(steps)
@@ -173,6 +176,8 @@ class Session:
                             news = await anext(steps)
                     state = await self._deliver(news.item, darkroom)
         except torch.OutOfMemoryError as exhausted:
+            # Its frames hold what the failed step had made, and the others' steps may need that memory.
+            exhausted.__traceback__ = None
             await self._studio.thread.run(torch.cuda.empty_cache)
             raise Exhausted(
                 "The device ran out of memory in a step of this size.", reason="DEVICE_MEMORY"
@@ -234,6 +239,16 @@ class Session:
             return Reason.DRAINED
         return Reason.PREEMPTED if self._seat.preempted else None
 
+    def _untouched(self, interruption: Reason) -> SolverState:
+        """The state of a run that has to go before its first step here. Raises for one that has none yet."""
+        if self._work.state is not None:
+            return self._work.state
+        if interruption is Reason.DRAINED:
+            raise Unavailable("This denoiser is shutting down.", reason="DRAINING", retry_after_seconds=1)
+        raise Exhausted(
+            "Work of a higher class took the slot.", reason="SLOTS_BUSY", retry_after_seconds=self._seat.retry_seconds
+        )
+
     def _generator(self) -> Generator[Frame, None, None]:
         """The steps, made on the device's thread."""
         plan, pool = self._plan, self._studio.pool
@@ -264,7 +279,12 @@ class Session:
         if request is None or not request.due(step.index) or step.state.step == self._plan.schedule.steps:
             return None
         began = time.monotonic()
-        pixels = self._studio.projection(step.x0(), request.frames, step.index // request.every_steps)
+        try:
+            pixels = self._studio.projection(step.x0(), request.frames, step.index // request.every_steps)
+        except torch.OutOfMemoryError:
+            # A decoder's window may not fit beside the runs: that costs a preview and not the run.
+            self._previews_failed += 1
+            return None
         return began, time.monotonic() - began, pixels
 
     def _report(self, timed_step: TimedStep, shared: Foreseen | None) -> None:

@@ -102,21 +102,23 @@ def joint(
         values=tuple(torch.cat(values) for values in zip(*(each.values for each in contexts), strict=True)),
     )
     x = torch.cat([transformer._patches(each.to(transformer.device, transformer.dtype), shape) for each in xs])
-    modulations, heads = zip(*(transformer._modulation(timestep) for timestep in timesteps), strict=True)
+    modulations, heads = zip(*(transformer._modulation(timestep, context) for timestep in timesteps), strict=True)
     tables, head = torch.stack(modulations), torch.stack(heads).repeat_interleave(texts, 0).unsqueeze(2)
     for i, block in enumerate(module.blocks):
         rows = tables[:, i].repeat_interleave(x.shape[0] // len(xs), 0).unsqueeze(2)
         shift, scale, gate = rows[:, 0], rows[:, 1], rows[:, 2]
-        normal = _norm(x, scale, shift, block.norm1.eps)
-        x = _gated(x, transformer._self_attention(block.attn1, normal, context.rotation, context.updates), gate)
+        normal = _norm(x, scale, shift, block.norm1.eps).to(transformer.dtype)
+        attended = transformer._self_attention(block.attn1, normal, context.rotation, context.updates)
+        x = torch.addcmul(x, attended.float(), gate)
         # What comes before the first cross-attention is the same for all texts of a run.
         x = x.repeat_interleave(len(xs) * texts // x.shape[0], 0)
         text = (context.keys[i], context.values[i])
-        x = x + transformer._cross_attention(block.attn2, block.norm2(x.float()).type_as(x), *text, context.updates)
+        x = x + transformer._cross_attention(block.attn2, block.norm2(x).to(transformer.dtype), *text, context.updates)
         rows = tables[:, i].repeat_interleave(texts, 0).unsqueeze(2)
-        x = _gated(x, block.ffn(_norm(x, rows[:, 4], rows[:, 3], block.norm3.eps)), rows[:, 5])
+        normal = _norm(x, rows[:, 4], rows[:, 3], block.norm3.eps).to(transformer.dtype)
+        x = torch.addcmul(x, block.ffn(normal).float(), rows[:, 5])
     x = _norm(x, head[:, 1], head[:, 0], module.norm_out.eps)
-    return transformer._unpatched(module.proj_out(x), shape).float().unflatten(0, (len(xs), texts))
+    return transformer._unpatched(transformer._head(x), shape).unflatten(0, (len(xs), texts))
 
 
 def measure(transformer: Transformer, shape: VideoShape, text_length: int, counts: Sequence[int]) -> tuple[Timing, ...]:
@@ -146,11 +148,6 @@ def measure(transformer: Transformer, shape: VideoShape, text_length: int, count
 
 
 def _norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
-    """As the transformer's, with a modulation of its own for each row: [N, 1, D]."""
-    normal = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], None, None, eps)
-    return torch.addcmul(shift, normal, scale).type_as(x)
-
-
-def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate * y, in float32, in the type of x."""
-    return torch.addcmul(x.float(), y.float(), gate).type_as(x)
+    """Layer norm with a modulation of its own for each row, [N, 1, D]: in float32."""
+    normal = torch.nn.functional.layer_norm(x, x.shape[-1:], None, None, eps)
+    return torch.addcmul(shift, normal, scale)

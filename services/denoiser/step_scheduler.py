@@ -150,9 +150,10 @@ class StepScheduler:
         self._runs[run].stepping = True
 
     def end(self, run: int) -> None:
-        """`run` wants no further steps; it keeps its seat."""
-        self._runs[run].stepping = False
-        self._runs[run].wish = ANY
+        """`run` wants no further steps; it keeps its seat, if it still has it."""
+        if run in self._runs:
+            self._runs[run].stepping = False
+            self._runs[run].wish = ANY
 
     def leave(self, run: int) -> None:
         """`run` gives its seat back. Does nothing for a run that has left."""

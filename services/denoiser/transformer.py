@@ -3,13 +3,15 @@
 The weights and their names are diffusers' `WanTransformer3DModel`; the mathematics is Wan's `wan/modules/model.py`.
 Against the module's own `forward`: keys and values of the text are computed once a run and the modulation of all blocks
 once a step; positive and negative prompt share everything before the first cross-attention; normalisation and
-modulation are one kernel. Norms, modulation and residuals are float32 whatever the weights are, as in the reference.
+modulation are one kernel. Norms, modulation, the stream between the blocks and the head are float32 whatever the
+weights are, as in the reference; the module's own `forward` rounds the last two to the weights' type.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -17,14 +19,14 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own abbreviation)
 
-from services.denoiser.adapters import Adapter, LowRank
+from services.denoiser.adapters import Adapter, Update
 from services.denoiser.attention import Attend
 from services.denoiser.offload import HostedBlocks
+from services.denoiser.overlay import NO_UPDATES, Updates, added, linear, norm, shifted
 from services.denoiser.shapes import LatentShape
 from services.denoiser.step_cache import FirstBlockCache
 
-Updates: TypeAlias = Mapping[nn.Module, Sequence[tuple[LowRank, float]]]
-_NO_UPDATES: Final[Updates] = MappingProxyType({})
+_MOST_COMPILED: Final = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +34,15 @@ class Context:
     """What a run of one expert reuses at every step.
 
     `keys` and `values`: one a block, [B, heads, text length, head_dim]. `rotation`: [tokens, 1, head_dim / 2], complex.
-    `updates`: what adapters add to a linear layer's output, by layer.
+    `updates`: what adapters change, by layer; `tables`: the modulations of the blocks, [blocks, 6, D], and of the head,
+    [1, 2, D], where they do, scales as 1 + scale.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     rotation: torch.Tensor
     updates: Updates
+    tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def first(self) -> "Context":
         """The context of the first text alone."""
@@ -66,15 +70,23 @@ class Transformer:
         head = module.scale_shift_table.float().clone()
         head[:, 1] += 1
         self._head_table = head
+        self._head = module.proj_out if self.dtype == torch.float32 else copy.deepcopy(module.proj_out).float()
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile one block for all of them, at its first use with each shape; runs with adapters stay as they are."""
+        # By default torch gives up after eight shapes. A size may have three: of one text, of two, and from one to two.
+        torch._dynamo.config.recompile_limit = _MOST_COMPILED
         self._compiled = torch.compile(self._block, dynamic=False, backend=backend)
 
     @property
     def channels(self) -> int:
         """Channels of the latents."""
         return int(self.module.config.in_channels)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self._heads * int(self.module.config.attention_head_dim)
 
     @property
     def max_positions(self) -> int:
@@ -95,16 +107,25 @@ class Transformer:
 
         Padding is attended, as in the reference: pad with zeros to the length that the model was trained with.
         """
-        hidden = self.module.condition_embedder.text_embedder(text.to(self.device, self.dtype))
-        updates: dict[nn.Module, list[tuple[LowRank, float]]] = {}
+        updates: dict[nn.Module, list[tuple[Update, float]]] = {}
         for adapter, weight in adapters:
-            for name, low_rank in adapter.items():
-                updates.setdefault(self.module.get_submodule(name), []).append((low_rank, weight))
+            for name, update in adapter.items():
+                updates.setdefault(self.module.get_submodule(name), []).append((update, weight))
+        embedder = self.module.condition_embedder.text_embedder
+        hidden = linear(embedder.linear_1, text.to(self.device, self.dtype), updates)
+        hidden = linear(embedder.linear_2, embedder.act_1(hidden), updates)
         keys, values = [], []
-        for block in self._walk():
-            keys.append(self._split(block.attn2.norm_k(_linear(block.attn2.to_k, hidden, updates))))
-            values.append(self._split(_linear(block.attn2.to_v, hidden, updates)))
-        return Context(keys=tuple(keys), values=tuple(values), rotation=self._rotation(shape), updates=updates)
+        with self._walk() as blocks:
+            for block in blocks:
+                keys.append(self._split(norm(block.attn2.norm_k, linear(block.attn2.to_k, hidden, updates), updates)))
+                values.append(self._split(linear(block.attn2.to_v, hidden, updates)))
+        return Context(
+            keys=tuple(keys),
+            values=tuple(values),
+            rotation=self._rotation(shape),
+            updates=updates,
+            tables=self._shifted_tables(updates),
+        )
 
     @torch.inference_mode()
     def __call__(
@@ -115,20 +136,21 @@ class Transformer:
         A `cache` may answer for all blocks after the first.
         """
         shape = LatentShape(channels=x.shape[1], frames=x.shape[2], height=x.shape[3], width=x.shape[4])
-        hidden = self._patches(x.to(self.device, self.dtype), shape)
-        modulations, head = self._modulation(timestep)
-        if cache is None:
-            for i, block in enumerate(self._walk()):
-                hidden = self._one(i, block, hidden, modulations, context)
-        else:
-            hidden = self._cached_blocks(hidden, modulations, context, cache)
-        hidden = _norm(hidden, head[1], head[0], self.module.norm_out.eps)
-        return self._unpatched(self.module.proj_out(hidden), shape).float()
+        hidden = self._patches(x.to(self.device, self.dtype), shape, context.updates)
+        modulations, head = self._modulation(timestep, context)
+        with self._walk() as blocks:
+            if cache is None:
+                for i, block in enumerate(blocks):
+                    hidden = self._one(i, block, hidden, modulations, context)
+            else:
+                hidden = self._cached_blocks(blocks, hidden, modulations, context, cache)
+        normal = F.layer_norm(hidden, head[1].shape, head[1], head[0], self.module.norm_out.eps)
+        tokens = added(self.module.proj_out, self._head(normal), normal, context.updates)
+        return self._unpatched(tokens, shape)
 
-    def _walk(self, first: int = 0) -> Iterable[WanTransformerBlock]:
-        if self._hosted is not None:
-            return self._hosted.walk(first)
-        return self.module.blocks[first:]
+    def _walk(self) -> AbstractContextManager[Iterator[WanTransformerBlock]]:
+        """The blocks, each of them on the device when its turn comes; whatever fails leaves none of them behind."""
+        return nullcontext(iter(self.module.blocks)) if self._hosted is None else closing(self._hosted.walk())
 
     def _one(
         self, i: int, block: WanTransformerBlock, x: torch.Tensor, modulations: torch.Tensor, context: Context
@@ -138,20 +160,25 @@ class Transformer:
             return self._block(block, x, modulations[i], *text, context.rotation, context.updates)
         # Complex numbers are not compiled.
         rotation = torch.view_as_real(context.rotation)
-        return self._compiled(block, x, modulations[i], *text, rotation, _NO_UPDATES)
+        return self._compiled(block, x, modulations[i], *text, rotation, NO_UPDATES)
 
     def _cached_blocks(
-        self, x: torch.Tensor, modulations: torch.Tensor, context: Context, cache: FirstBlockCache
+        self,
+        blocks: Iterator[WanTransformerBlock],
+        x: torch.Tensor,
+        modulations: torch.Tensor,
+        context: Context,
+        cache: FirstBlockCache,
     ) -> torch.Tensor:
-        walk = iter(self._walk())
-        begun = self._one(0, next(walk), x, modulations, context)
-        residual = begun - x
+        begun = self._one(0, next(blocks), x, modulations, context)
+        # Kept in the weights' type: it stays from step to step.
+        residual = (begun - x).to(self.dtype)
         rest = cache.rest(residual)
         if rest is None:
             hidden = begun
-            for i, block in enumerate(walk, 1):
+            for i, block in enumerate(blocks, 1):
                 hidden = self._one(i, block, hidden, modulations, context)
-            rest = hidden - begun
+            rest = (hidden - begun).to(self.dtype)
             cache.keep(residual, rest)
         return begun + rest
 
@@ -165,35 +192,40 @@ class Transformer:
         rotation: torch.Tensor,
         updates: Updates,
     ) -> torch.Tensor:
+        """`x` is [B, L, D] float32, before and after."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        attended = self._self_attention(block.attn1, _norm(x, scale, shift, block.norm1.eps), rotation, updates)
-        x = _gated(x, attended, gate)
-        queried = block.norm2(x.float()).type_as(x)
+        attended = self._self_attention(block.attn1, self._norm(x, scale, shift, block.norm1.eps), rotation, updates)
+        x = torch.addcmul(x, attended.float(), gate)
+        queried = norm(block.norm2, x, updates).to(self.dtype)
         x = x + self._cross_attention(block.attn2, queried, keys, values, updates)
         expand, _, contract = block.ffn.net
         # In place: the widest tensor of the block is not allocated a second time.
-        wide = _linear(expand.proj, _norm(x, ffn_scale, ffn_shift, block.norm3.eps), updates)
+        wide = linear(expand.proj, self._norm(x, ffn_scale, ffn_shift, block.norm3.eps), updates)
         wide = torch.ops.aten.gelu_(wide, approximate="tanh")
-        return _gated(x, _linear(contract, wide, updates), ffn_gate)
+        return torch.addcmul(x, linear(contract, wide, updates).float(), ffn_gate)
+
+    def _norm(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+        """Layer norm and modulation in one: norm(x) * scale + shift, of float32, in the weights' type."""
+        return F.layer_norm(x, scale.shape, scale, shift, eps).to(self.dtype)
 
     def _self_attention(
         self, attn: WanAttention, x: torch.Tensor, rotation: torch.Tensor, updates: Updates
     ) -> torch.Tensor:
-        query = self._rotated(attn.norm_q(_linear(attn.to_q, x, updates)), rotation)
-        key = self._rotated(attn.norm_k(_linear(attn.to_k, x, updates)), rotation)
-        value = self._split(_linear(attn.to_v, x, updates))
+        query = self._rotated(norm(attn.norm_q, linear(attn.to_q, x, updates), updates), rotation)
+        key = self._rotated(norm(attn.norm_k, linear(attn.to_k, x, updates), updates), rotation)
+        value = self._split(linear(attn.to_v, x, updates))
         return self._merged(attn, self.attend(query, key, value), updates)
 
     def _cross_attention(
         self, attn: WanAttention, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, updates: Updates
     ) -> torch.Tensor:
-        query = self._split(attn.norm_q(_linear(attn.to_q, x, updates)))
+        query = self._split(norm(attn.norm_q, linear(attn.to_q, x, updates), updates))
         mixed = F.scaled_dot_product_attention(query.expand(keys.shape[0], -1, -1, -1), keys, values)
         return self._merged(attn, mixed, updates)
 
     def _merged(self, attn: WanAttention, mixed: torch.Tensor, updates: Updates) -> torch.Tensor:
         """[B, heads, L, head_dim] through the output projection to [B, L, D]."""
-        return _linear(attn.to_out[0], mixed.transpose(1, 2).flatten(2), updates)
+        return linear(attn.to_out[0], mixed.transpose(1, 2).flatten(2), updates)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """[B, L, D] to [B, heads, L, head_dim]."""
@@ -234,43 +266,37 @@ class Transformer:
             .to(self.device)
         )
 
-    def _modulation(self, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _modulation(self, timestep: float, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """Shift, 1 + scale and gate of every block, [blocks, 6, D], and shift and 1 + scale of the head, [2, D]."""
-        embedder = self.module.condition_embedder
+        embedder, updates = self.module.condition_embedder, context.updates
+        tables, head = context.tables or (self._tables, self._head_table)
+        time = embedder.time_embedder
         frequencies = embedder.timesteps_proj(torch.tensor([timestep], device=self.device))
-        embedding = embedder.time_embedder(frequencies.to(embedder.time_embedder.linear_1.weight.dtype)).float()
-        projection = embedder.time_proj
-        projected = F.linear(F.silu(embedding), projection.weight.float(), projection.bias.float())
-        return self._tables + projected.view(1, 6, -1), (self._head_table + embedding.unsqueeze(1))[0]
+        hidden = linear(time.linear_1, frequencies.to(time.linear_1.weight.dtype), updates)
+        embedding = linear(time.linear_2, time.act(hidden), updates).float()
+        activated = F.silu(embedding)
+        projected = F.linear(activated, embedder.time_proj.weight.float(), embedder.time_proj.bias.float())
+        projected = added(embedder.time_proj, projected, activated, updates)
+        return tables + projected.view(1, 6, -1), (head + embedding.unsqueeze(1))[0]
 
-    def _patches(self, x: torch.Tensor, shape: LatentShape) -> torch.Tensor:
-        """[1, C, T, H, W] to tokens, [1, L, D]: a convolution whose stride is its kernel is a matrix product."""
+    def _shifted_tables(self, updates: Updates) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The tables of the modulations where adapters change any of them."""
+        blocks = list(self.module.blocks)
+        if not any(owner in updates for owner in (*blocks, self.module)):
+            return None
+        tables = [shifted(table, block, updates) for table, block in zip(self._tables.split(1), blocks, strict=True)]
+        return torch.cat(tables), shifted(self._head_table, self.module, updates)
+
+    def _patches(self, x: torch.Tensor, shape: LatentShape, updates: Updates = NO_UPDATES) -> torch.Tensor:
+        """[1, C, T, H, W] to tokens, [1, L, D] float32: a convolution of stride like kernel is a matrix product."""
         frames, height, width = shape.grid
         embedding = self.module.patch_embedding
         patches = x.view(shape.channels, frames, height, 2, width, 2).permute(1, 2, 4, 0, 3, 5)
-        return F.linear(patches.reshape(1, shape.tokens, -1), embedding.weight.flatten(1), embedding.bias)
+        patches = patches.reshape(1, shape.tokens, -1)
+        tokens = F.linear(patches, embedding.weight.flatten(1), embedding.bias)
+        return added(embedding, tokens, patches, updates).float()
 
     def _unpatched(self, tokens: torch.Tensor, shape: LatentShape) -> torch.Tensor:
         frames, height, width = shape.grid
         cells = tokens.view(-1, frames, height, width, 2, 2, shape.channels)
         return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, *shape.batch[1:])
-
-
-def _linear(layer: nn.Module, x: torch.Tensor, updates: Updates) -> torch.Tensor:
-    """The layer's output plus what adapters add to it; exactly the layer's own where there is none."""
-    y = layer(x)
-    if not updates:
-        return y
-    for low_rank, weight in updates.get(layer, ()):
-        y = torch.add(y, F.linear(F.linear(x, low_rank.down), low_rank.up), alpha=weight)
-    return y
-
-
-def _norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
-    """Layer norm and modulation in one: norm(x) * scale + shift, in float32, in the type of x."""
-    return F.layer_norm(x.float(), scale.shape, scale, shift, eps).type_as(x)
-
-
-def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate * y, in float32, in the type of x."""
-    return torch.addcmul(x.float(), y.float(), gate).type_as(x)

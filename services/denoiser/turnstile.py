@@ -24,7 +24,7 @@ class Turnstile:
     def __init__(self, scheduler: StepScheduler, retry_after_seconds: float) -> None:
         """`retry_after_seconds` is the advice that a refused caller gets."""
         self._scheduler = scheduler
-        self._retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = retry_after_seconds
         self._turns: dict[int, tuple[asyncio.Future[Party], object]] = {}
         self._seats_awaited: dict[int, asyncio.Event] = {}
         self._at_device = 0
@@ -71,7 +71,7 @@ class Turnstile:
                 if admission.memory
                 else f"All {self.capacity} slots of this service are busy.",
                 reason="MEMORY_BUSY" if admission.memory else "SLOTS_BUSY",
-                retry_after_seconds=self._retry_after_seconds,
+                retry_after_seconds=self.retry_after_seconds,
             )
         seat = Seat(self, admission.run, priority)
         try:
@@ -221,6 +221,11 @@ class Seat:
     def contended(self, *, shareable: bool = False) -> bool:
         """Whether the run has to end its turn after the step in work. Any thread may ask."""
         return self._turnstile.contended(self._run, shareable=shareable)
+
+    @property
+    def retry_seconds(self) -> float:
+        """When a run that has to go is told to come back."""
+        return self._turnstile.retry_after_seconds
 
     @property
     def preempted(self) -> bool:

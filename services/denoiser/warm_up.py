@@ -8,7 +8,7 @@ import torch
 from services.denoiser import sharing
 from services.denoiser.experts import Expert
 from services.denoiser.guidance_batch import GuidanceBatch, Mode, measure
-from services.denoiser.memory import MemoryBook, peak_of
+from services.denoiser.memory import MemoryBook, footprint_of
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import LatentShape, VideoShape
@@ -20,16 +20,18 @@ _USABLE = 0.95
 _SMALL = VideoShape(width=64, height=64, frames=5)
 
 
-def warm_up(pool: ExpertPool) -> None:
-    """Evaluate every expert once, with two prompts, to pay for the kernels' first use.
+def warm_up(pool: ExpertPool, shapes: Sequence[VideoShape], rule: GuidanceBatch) -> None:
+    """Evaluate every expert on every size of `shapes`, with two prompts as `rule` groups them.
 
-    On a GPU, whose kernels are chosen by shape, this is on a clip of the model's default size, which also shows at
-    start, and not in a generation, that such a clip does not fit; on the CPU it is on a small one.
+    So the kernels' first use, and what is compiled for a size, is paid for before anyone waits for it. Without `shapes`
+    one size is taken: on a GPU the model's default, which also shows at start, and not in a generation, that such a
+    clip does not fit; on the CPU a small one.
     """
-    latents = _usual(pool)
     for transformer in pool.experts.values():
-        text = torch.zeros(2, pool.manifest.text.max_length, transformer.text_dim)
-        transformer(prior(latents, 0), 500.0, transformer.read(text, latents))
+        for latents in [shape.latents(pool.first.channels) for shape in shapes] or [_usual(pool)]:
+            text = torch.zeros(2, pool.manifest.text.max_length, transformer.text_dim)
+            for group in [text] if rule.batched(latents.tokens) else text.split(1):
+                transformer(prior(latents, 0), 500.0, transformer.read(group, latents))
     if pool.residence is not None:
         pool.residence.bring_in(Expert.HIGH)
         pool.residence.swaps = 0
@@ -61,19 +63,27 @@ def choose_sharing(pool: ExpertPool, shapes: Sequence[VideoShape], mode: sharing
 
 
 def measure_memory(
-    pool: ExpertPool, shapes: Sequence[VideoShape], rule: GuidanceBatch, *, limit: int | None, folder: Path | None
+    pool: ExpertPool,
+    shapes: Sequence[VideoShape],
+    rule: GuidanceBatch,
+    *,
+    limit: int | None,
+    reserve: int,
+    folder: Path | None,
 ) -> tuple[MemoryBook, int | None]:
     """What runs need, and the bytes that there are for them; None where nobody counts them.
 
-    `limit` is the operator's; without it, on a GPU, it is what is free beside the weights.
+    `limit` is the operator's; without it, on a GPU, it is what is free beside the weights, less `reserve` for the
+    adapters between two runs and less the blocks that are fetched before their expert's turn.
     """
     book = MemoryBook(pool, folder)
     available = limit
     if available is None and pool.device.type == "cuda":
         torch.cuda.empty_cache()
-        available = int(_USABLE * torch.cuda.mem_get_info(pool.device)[0])
+        ahead = 0 if pool.residence is None else pool.residence.prefetch_bytes
+        available = max(1, int(_USABLE * torch.cuda.mem_get_info(pool.device)[0]) - reserve - ahead)
     if available is not None:
-        book.calibrate(shapes, lambda latents: peak_of(pool, latents, batched=rule.batched(latents.tokens)))
+        book.calibrate(shapes, lambda latents: footprint_of(pool, latents, batched=rule.batched(latents.tokens)))
     return book, available
 
 

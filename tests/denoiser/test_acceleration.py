@@ -10,7 +10,7 @@ import torch
 from services.chassis.errors import FailedPrecondition
 from services.denoiser import attention
 from services.denoiser.acceleration import accelerate
-from services.denoiser.adapters import Adapter, LowRank
+from services.denoiser.adapters import Adapter, Update
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.experts import Expert
 from services.denoiser.float8 import Float8Linear, quantised, to_float8
@@ -44,7 +44,7 @@ def expert(pool: ExpertPool) -> Transformer:
 
 def adapter() -> Adapter:
     generator = torch.Generator().manual_seed(2)
-    drawn = LowRank(down=torch.randn(4, 48, generator=generator), up=torch.randn(48, 4, generator=generator))
+    drawn = Update(down=torch.randn(4, 48, generator=generator), up=torch.randn(48, 4, generator=generator))
     return {"blocks.0.attn1.to_q": drawn, "blocks.1.attn1.to_out.0": drawn}
 
 
@@ -59,7 +59,10 @@ def test_measuring_times_what_is_present_and_leaves_out_what_fails() -> None:
     def broken(*_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such head size")
 
-    kernels = {**attention.present(CPU), "broken": broken}
+    def particular(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("only half precision")
+
+    kernels = {**attention.present(CPU), "broken": broken, "particular": particular}
     timings = attention.measure(kernels, heads=2, tokens=64, head_dim=24, dtype=torch.float32, device=CPU)
     assert [timing.name for timing in timings] == ["sdpa", "flash", "math"]
     assert all(timing.seconds > 0 and timing.error < 1e-5 for timing in timings)
@@ -78,6 +81,38 @@ def test_the_fastest_kernel_wins_if_it_is_exact_and_clearly_faster() -> None:
 def test_an_absent_kernel_is_refused_naming_those_that_are_here() -> None:
     with pytest.raises(FailedPrecondition, match="sdpa, flash, math"):
         attention.named("flash3", CPU)
+
+
+def test_a_library_that_was_built_for_another_torch_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol')")
+    (tmp_path / "sageattention.py").write_text("def sageattn(*_, **__): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert attention._imported("flash_attn_interface") is None
+    assert attention._imported("no_such_library") is None
+    assert attention._imported("sageattention") is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_both_experts_share_what_is_compiled_for_more_sizes_than_torch_would_by_default(pool: ExpertPool) -> None:
+    compiled: list[Any] = []
+
+    def counted(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    sizes = [LatentShape(channels=16, frames=frames, height=4, width=4) for frames in range(1, 13)]
+    for each in pool.experts.values():
+        expert = Transformer(each.module)
+        expert.compile_blocks(backend=counted)
+        for latents in sizes:
+            x = prior(latents, 1)
+            wanted = each(x, 900.0, each.read(TEXT[:1], latents))
+            assert relative(expert(x, 900.0, expert.read(TEXT[:1], latents)), wanted) < 1e-5
+    # No size falls back to the plain block.
+    assert len(compiled) == len(sizes)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -187,6 +222,22 @@ async def test_a_denoiser_says_its_ways_and_those_that_change_bits_change_the_fi
     assert acceleration.offloaded is settings.get("offload", False)
     assert acceleration.linear == settings.get("linear", "float32")
     assert (acceleration.linear_error > 0) is (acceleration.linear == "float8")
+
+
+def test_an_evaluation_that_fails_leaves_no_block_on_the_device_while_its_error_is_held(expert: Transformer) -> None:
+    hosted = HostedBlocks(expert.module.blocks, CPU)
+    arranged = Transformer(expert.module, hosted=hosted)
+    context = arranged.read(TEXT, LATENTS)
+
+    def out_of_memory(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    hook = expert.module.blocks[0].attn1.to_q.register_forward_hook(out_of_memory)
+    with hook, pytest.raises(torch.OutOfMemoryError) as held:
+        arranged(X, 900.0, context)
+    assert held.value.__traceback__ is not None
+    assert hosted.on_device == set()
+    assert torch.equal(arranged(X, 900.0, context), Transformer(expert.module)(X, 900.0, context))
 
 
 async def test_the_kernel_is_measured_at_start_where_asked(serve: Serve) -> None:

@@ -84,15 +84,106 @@ def original_layout(seed: int = 0) -> dict[str, torch.Tensor]:
     return state
 
 
-def merged(transformer: Transformer, *adapters: tuple[int, float]) -> Transformer:
-    """A copy of the expert with the adapters of (seed, weight) added into its weights."""
+def peft_layout(seed: int = 0) -> dict[str, torch.Tensor]:
+    """As PEFT saves its modules: no alpha, which is scaled into `up` here."""
+    state = {}
+    for layer, (down, up) in low_rank(seed).items():
+        state[f"base_model.model.{layer}.lora_A.default.weight"] = down
+        state[f"base_model.model.{layer}.lora_B.default.weight"] = up * (ALPHA / RANK)
+    return state
+
+
+def original_peft_layout(seed: int = 0) -> dict[str, torch.Tensor]:
+    """The original names with PEFT's `lora_A` and `lora_B`, and without a prefix."""
+    roles = {"lora_down": "lora_A", "lora_up": "lora_B", "alpha": "alpha"}
+    state = {}
+    for key, tensor in original_layout(seed).items():
+        for role, name in roles.items():
+            if f".{role}" in key:
+                state[key.removeprefix("diffusion_model.").replace(f".{role}", f".{name}")] = tensor
+    return state
+
+
+def kohya_layout(seed: int = 0) -> dict[str, torch.Tensor]:
+    state = {}
+    for key, tensor in original_layout(seed).items():
+        layer, dot, role = key.removeprefix("diffusion_model.").partition(".lora")
+        if not dot:
+            layer, dot, role = layer.removesuffix(".alpha"), ".alpha", ""
+        state[f"lora_unet_{layer.replace('.', '_')}{dot}{role}"] = tensor
+    return state
+
+
+def changed(transformer: Transformer, deltas: dict[str, torch.Tensor]) -> Transformer:
+    """A copy of the expert with `deltas` added to its parameters of these names."""
     module = type(transformer.module).from_config(transformer.module.config).eval()
     module.load_state_dict(transformer.module.state_dict())
     with torch.no_grad():
-        for seed, weight in adapters:
-            for layer, (down, up) in low_rank(seed).items():
-                module.get_submodule(layer).weight += weight * (ALPHA / RANK) * (up @ down)
+        for name, delta in deltas.items():
+            module.get_parameter(name).add_(delta)
     return Transformer(module)
+
+
+def merged(transformer: Transformer, *adapters: tuple[int, float]) -> Transformer:
+    """A copy of the expert with the adapters of (seed, weight) added into its weights."""
+    deltas: dict[str, torch.Tensor] = {}
+    for seed, weight in adapters:
+        for layer, (down, up) in low_rank(seed).items():
+            name = f"{layer}.weight"
+            deltas[name] = deltas.get(name, 0) + weight * (ALPHA / RANK) * (up @ down)
+    return changed(transformer, deltas)
+
+
+# What LightX2V's extractor writes beside the blocks' matrices, by original name: which parameter it is for.
+EVERYTHING = {
+    **{
+        f"blocks.{block}.{ORIGINAL[layer]}.diff_b": f"blocks.{block}.{layer}.bias"
+        for block in (0, 1)
+        for layer in LAYERS
+    },
+    **{
+        f"blocks.{block}.{theirs}.norm_{x}.diff": f"blocks.{block}.{ours}.norm_{x}.weight"
+        for block in (0, 1)
+        for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for x in "qk"
+    },
+    **{f"blocks.{block}.norm3.diff": f"blocks.{block}.norm2.weight" for block in (0, 1)},
+    **{f"blocks.{block}.norm3.diff_b": f"blocks.{block}.norm2.bias" for block in (0, 1)},
+    **{f"blocks.{block}.diff_m": f"blocks.{block}.scale_shift_table" for block in (0, 1)},
+    **{
+        f"{kind}_embedding.{place}.{role}": f"condition_embedder.{kind}_embedder.linear_{number}.{name}"
+        for kind in ("text", "time")
+        for place, number in ((0, 1), (2, 2))
+        for role, name in (("lora", "weight"), ("diff_b", "bias"))
+    },
+    "time_projection.1.lora": "condition_embedder.time_proj.weight",
+    "time_projection.1.diff_b": "condition_embedder.time_proj.bias",
+    "patch_embedding.diff": "patch_embedding.weight",
+    "patch_embedding.diff_b": "patch_embedding.bias",
+    "head.head.diff": "proj_out.weight",
+    "head.head.diff_b": "proj_out.bias",
+    "head.diff_m": "scale_shift_table",
+}
+
+
+def everything(transformer: Transformer) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A file that changes every parameter of the expert, and what it adds to each."""
+    generator = torch.Generator().manual_seed(6)
+    state, deltas = original_layout(), {}
+    for layer, (down, up) in low_rank().items():
+        deltas[f"{layer}.weight"] = (ALPHA / RANK) * (up @ down)
+    for name, parameter in EVERYTHING.items():
+        shape = transformer.module.get_parameter(parameter).shape
+        if name.endswith(".lora"):
+            down = torch.randn(RANK, shape[1], generator=generator) * 0.2
+            up = torch.randn(shape[0], RANK, generator=generator) * 0.2
+            layer = f"diffusion_model.{name.removesuffix('.lora')}"
+            state |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+            deltas[parameter] = up @ down
+        else:
+            deltas[parameter] = torch.randn(shape, generator=generator) * 0.2
+            state[f"diffusion_model.{name}"] = deltas[parameter]
+    return state, deltas
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -109,7 +200,7 @@ def read(expert: Transformer, state: dict[str, torch.Tensor], path: Path) -> Any
     return read_adapter(path, expert.module, torch.float32, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("layout", [diffusers_layout, original_layout])
+@pytest.mark.parametrize("layout", [diffusers_layout, peft_layout, original_layout, original_peft_layout, kohya_layout])
 @pytest.mark.parametrize("weight", [1.0, 0.5, -0.7])
 def test_an_adapter_equals_its_merged_weights(expert: Transformer, tmp_path: Path, layout: Any, weight: float) -> None:
     adapter = read(expert, layout(), tmp_path / "a.safetensors")
@@ -119,6 +210,54 @@ def test_an_adapter_equals_its_merged_weights(expert: Transformer, tmp_path: Pat
     plain = expert(X, 900.0, expert.read(TEXT, LATENTS))
     assert relative(adapted, expected) < 1e-5
     assert relative(adapted, plain) > 1e-2
+
+
+@pytest.mark.parametrize("weight", [1.0, -0.6])
+def test_a_file_that_changes_every_parameter_equals_its_merged_weights(
+    expert: Transformer, tmp_path: Path, weight: float
+) -> None:
+    state, deltas = everything(expert)
+    assert set(deltas) == {name for name, _ in expert.module.named_parameters()}
+    adapter = read(expert, state, tmp_path / "a.safetensors")
+    adapted = expert(X, 900.0, expert.read(TEXT, LATENTS, [(adapter, weight)]))
+    wanted = changed(expert, {name: weight * delta for name, delta in deltas.items()})
+    assert relative(adapted, wanted(X, 900.0, wanted.read(TEXT, LATENTS))) < 1e-5
+    # Each of them matters: the comparison would notice one that was left out.
+    for left_out in EVERYTHING.values():
+        without = changed(expert, {name: weight * delta for name, delta in deltas.items() if name != left_out})
+        assert relative(without(X, 900.0, without.read(TEXT, LATENTS)), adapted) > 1e-4, left_out
+
+
+def test_updates_that_are_zero_throughout_are_left_out(expert: Transformer, tmp_path: Path) -> None:
+    plain = read(expert, original_layout(), tmp_path / "a.safetensors")
+    zeros = {
+        f"diffusion_model.{name}": torch.zeros(expert.module.get_parameter(parameter).shape)
+        for name, parameter in EVERYTHING.items()
+        if not name.endswith((".lora", ".diff_b"))
+    }
+    padded = read(expert, original_layout() | zeros, tmp_path / "b.safetensors")
+    assert padded.keys() == plain.keys()
+    outputs = [expert(X, 900.0, expert.read(TEXT, LATENTS, [(adapter, 1.0)])) for adapter in (plain, padded)]
+    assert torch.equal(*outputs)
+
+
+def test_an_adapter_of_a_bfloat16_expert_is_kept_in_the_types_of_its_layers(
+    expert: Transformer, tmp_path: Path
+) -> None:
+    module = type(expert.module).from_config(expert.module.config)
+    module.load_state_dict(expert.module.state_dict())
+    for name, parameter in module.named_parameters():
+        kept = set(module._keep_in_fp32_modules) & set(name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if kept else torch.bfloat16)
+    halved = Transformer(module.eval())
+    state, deltas = everything(expert)
+    save_file(state, tmp_path / "a.safetensors")
+    adapter = read_adapter(tmp_path / "a.safetensors", module, torch.bfloat16, torch.device("cpu"))
+    assert adapter["blocks.0.attn1.to_q"].up.dtype == torch.bfloat16
+    assert adapter["blocks.0.norm2"].weight.dtype == adapter[""].weight.dtype == torch.float32
+    adapted = halved(X, 900.0, halved.read(TEXT, LATENTS, [(adapter, 0.2)]))
+    wanted = changed(expert, {name: 0.2 * delta for name, delta in deltas.items()})
+    assert relative(adapted, wanted(X, 900.0, wanted.read(TEXT, LATENTS))) < 0.05
 
 
 def test_several_adapters_add_up(expert: Transformer, tmp_path: Path) -> None:
@@ -148,7 +287,20 @@ def test_a_neighbour_of_an_adapted_run_is_bit_identical(expert: Transformer, tmp
         ({"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.zeros(4, 48)}, "blocks.9"),
         ({"transformer.blocks.0.attn1.to_q.lora_A.weight": None}, "to_q.lora_B"),
         ({"transformer.blocks.0.norm1.lora_A.weight": torch.zeros(4, 48)}, "norm1"),
-        ({"transformer.blocks.0.attn1.to_q.diff_b": torch.zeros(48)}, "diff_b"),
+        ({"transformer.blocks.0.attn1.to_q.diff_b": torch.zeros(47)}, "to_q.diff_b"),
+        ({"transformer.blocks.0.attn1.norm_q.diff_b": torch.zeros(48)}, "norm_q.diff_b"),
+        ({"transformer.blocks.0.attn1.norm_q.lora_A.weight": torch.zeros(4, 48)}, "norm_q.lora_A"),
+        ({"transformer.blocks.0.ffn.net.2.diff": torch.zeros(48, 48)}, "net.2.diff"),
+        ({"transformer.blocks.0.attn1.diff_m": torch.zeros(1, 6, 48)}, "attn1.diff_m"),
+        ({"transformer.blocks.0.diff_m": torch.zeros(1, 2, 48)}, "blocks.0.diff_m"),
+        ({"transformer.blocks.0.attn1.to_q.lora_A.bias": torch.zeros(4)}, "lora_A.bias"),
+        ({"transformer.blocks.0.attn1.to_q.dora_scale": torch.zeros(48)}, "dora_scale"),
+        ({"transformer.blocks.0.attn1.to_q.alpha": torch.zeros(2)}, "to_q.alpha"),
+        ({"transformer.blocks.0.attn1.to_q.alpha": torch.tensor(float("inf"))}, "to_q.alpha is not finite"),
+        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(4, 48)}, "there twice"),
+        # Of the image-to-video model.
+        ({"diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight": torch.zeros(4, 48)}, "k_img"),
+        ({"lora_unet_blocks_0_cross_attn_k_img.lora_down.weight": torch.zeros(4, 48)}, "k_img"),
         ({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.full((4, 48), float("nan"))}, "finite"),
         ({"unet.down.lora_A.weight": torch.zeros(4, 48)}, "unet"),
     ],

@@ -75,6 +75,16 @@ def test_an_incomplete_state_is_refused(name: str) -> None:
         read_state(tensors, state_metadata(state, plan(Solver.UNIPC)), plan(Solver.UNIPC, 4))
 
 
+@pytest.mark.parametrize("name", ["x", "x_last", "denoised.0", "denoised.1"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    state = state_after(Solver.UNIPC, 4)
+    tensors = {key: tensor.clone() for key, tensor in state_tensors(state).items()}
+    tensors[name].flatten()[3] = value
+    with pytest.raises(ValueError, match=f"{name} must be finite"):
+        read_state(tensors, state_metadata(state, plan(Solver.UNIPC)), plan(Solver.UNIPC, 4))
+
+
 @pytest.mark.parametrize("order", ["0", "3", "", "one"])
 def test_an_impossible_order_is_refused(order: str) -> None:
     state = state_after(Solver.UNIPC, 4)

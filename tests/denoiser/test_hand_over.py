@@ -29,7 +29,8 @@ def reason(outcome: Outcome) -> str:
     return denoiser_pb2.BundleReason.Name(outcome.result.reason)
 
 
-@pytest.mark.parametrize(("solver", "guided"), [*((solver, True) for solver in SOLVERS), ("SOLVER_UNIPC", False)])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("guided", [True, False])
 async def test_a_run_cut_at_any_step_and_continued_equals_the_straight_run(
     caller: Caller, solver: str, guided: bool
 ) -> None:

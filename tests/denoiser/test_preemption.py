@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from services.chassis.bundles import unpack
-from services.chassis.errors import Exhausted
+from services.chassis.errors import Exhausted, RushesError, Unavailable
 from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.checkpoint import read_state
@@ -21,7 +22,7 @@ from services.denoiser.outbox import Ending, Item, Outbox, Parcel, Reason, StepR
 from services.denoiser.plan import Plan, fingerprint
 from services.denoiser.pool import ExpertPool
 from services.denoiser.prefix_cache import PrefixCache
-from services.denoiser.previews import LatentProjection, PreviewRequest
+from services.denoiser.previews import LatentProjection, Picture, PreviewRequest
 from services.denoiser.session import CheckpointPolicy, Session, Studio, Work
 from services.denoiser.shapes import VideoShape
 from services.denoiser.spans import Spans
@@ -148,6 +149,122 @@ async def test_a_higher_class_starts_within_one_step_and_changes_nothing_in_the_
         assert rest.parcel.payload == expected
 
 
+@asynccontextmanager
+async def device_taken(turnstile: Turnstile) -> AsyncIterator[None]:
+    """For the block another run has the device, so that whoever comes waits for its first step."""
+    async with turnstile.seat(0) as seat, seat.stepping(), seat.turn():
+        yield
+
+
+async def until(turnstile: Turnstile, *, seated: int, waiting: int) -> None:
+    """Return when so many runs have a seat and wait for their step."""
+    while (turnstile.runs, turnstile.waiting) != (seated, waiting):  # noqa: ASYNC110 - the turnstile rings no bell
+        await asyncio.sleep(0)
+
+
+async def test_a_run_that_is_sent_away_before_its_first_step_makes_none(studio: Studio, pool: ExpertPool) -> None:
+    turnstile, log = Turnstile(StepScheduler(2), 7.0), list[str]()
+    begun = Run(studio, turnstile, order(pool, 1), 0, log, "begun")
+    begun.work = replace(begun.work, plan=replace(begun.work.plan, end_step=3))
+    await begun.run()
+    expected = await alone(studio, order(pool, 1))
+    # One from noise, which has no state to hand back, and one that goes on from a state.
+    for work in (order(pool, 1), replace(begun, work=order(pool, 1)).continued()):
+        log.clear()
+        victim = Run(studio, turnstile, work, 0, log, "victim")
+        urgent = Run(studio, turnstile, order(pool, 2), 5, log, "urgent")
+        async with asyncio.TaskGroup() as group:
+            async with device_taken(turnstile):
+                sent_away = group.create_task(outcome(victim))
+                await until(turnstile, seated=2, waiting=1)
+                coming = group.create_task(urgent.run())
+                await until(turnstile, seated=3, waiting=1)
+            left = await sent_away
+            await coming
+        assert log.count("victim") == 0
+        assert urgent.reason is Reason.COMPLETED
+        if work.state is None:
+            assert isinstance(left, Exhausted)
+            assert (left.reason, left.retry_after_seconds) == ("SLOTS_BUSY", 7.0)
+        else:
+            assert left is None
+            assert victim.reason is Reason.PREEMPTED
+            rest = await Run(studio, turnstile, victim.continued(), 0, log, "rest").run()
+            assert rest.parcel.payload == expected
+    assert not turnstile.runs
+
+
+async def test_a_drain_before_the_first_step_hands_back_what_there_is_and_makes_no_step(
+    studio: Studio, pool: ExpertPool
+) -> None:
+    turnstile, log = Turnstile(StepScheduler(3), 1.0), list[str]()
+    begun = Run(studio, turnstile, order(pool, 1), 0, log, "begun")
+    begun.work = replace(begun.work, plan=replace(begun.work.plan, end_step=3))
+    await begun.run()
+    log.clear()
+    fresh = Run(studio, turnstile, order(pool, 1), 0, log, "fresh")
+    going_on = Run(studio, turnstile, replace(begun, work=order(pool, 1)).continued(), 0, log, "going on")
+    async with asyncio.TaskGroup() as group, device_taken(turnstile):
+        refused, handed = (group.create_task(outcome(run)) for run in (fresh, going_on))
+        await until(turnstile, seated=3, waiting=2)
+        studio.draining.set()
+    assert isinstance(refused.result(), Unavailable)
+    assert handed.result() is None
+    assert going_on.reason is Reason.DRAINED
+    assert going_on.parcel.next_step == 3
+    assert going_on.parcel.payload == begun.parcel.payload
+    assert not {"fresh", "going on"} & set(log)
+
+
+async def outcome(run: Run) -> RushesError | None:
+    """The error that the run ended with, if any."""
+    try:
+        await run.run()
+    except BaseExceptionGroup as failed:
+        error: BaseException = failed
+        while isinstance(error, BaseExceptionGroup):
+            (error,) = error.exceptions
+        assert isinstance(error, RushesError)
+        return error
+    return None
+
+
+async def test_a_preview_that_finds_no_memory_is_dropped_and_the_run_goes_on(studio: Studio, pool: ExpertPool) -> None:
+    class Greedy(LatentProjection):
+        def __call__(self, x0: torch.Tensor, frames: int, turn: int) -> torch.Tensor:
+            if turn == 1:
+                raise torch.OutOfMemoryError("none left")
+            return super().__call__(x0, frames, turn)
+
+    greedy = replace(studio, projection=Greedy(pool.manifest.latent_rgb, torch.device("cpu")))
+    run = await Run(greedy, Turnstile(StepScheduler(1), 1.0), order(pool), 0, [], "run").run()
+    assert run.reason is Reason.COMPLETED
+    assert run.parcel.payload == await alone(studio, order(pool))
+    ending = next(item for item in run.items if isinstance(item, Ending))
+    # After steps 4 and 8; the last is the result itself.
+    pictures = [item.step_index for item in run.items if isinstance(item, Picture)]
+    assert 7 not in pictures
+    assert len(pictures) + ending.previews_dropped == 2
+
+
+async def test_a_run_that_fails_lets_go_of_its_tensors_while_its_error_is_still_held(
+    studio: Studio, pool: ExpertPool
+) -> None:
+    edge, width = 112, pool.first.width
+    tokens = VideoShape(width=edge, height=edge, frames=9).latents(16).tokens
+
+    def out_of_memory(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    with pool.first.module.blocks[1].attn1.to_q.register_forward_hook(out_of_memory):
+        error = await outcome(Run(studio, Turnstile(StepScheduler(1), 1.0), order(pool, edge=edge), 0, [], "failed"))
+    assert isinstance(error, Exhausted)
+    assert isinstance(error.__cause__, torch.OutOfMemoryError)
+    gc.collect()
+    wide = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.shape[-2:] == (tokens, width)]
+    assert not wide
+
+
 async def test_runs_of_one_class_take_turns(studio: Studio, pool: ExpertPool) -> None:
     turnstile, log = Turnstile(StepScheduler(2), 1.0), list[str]()
     runs = [Run(studio, turnstile, order(pool, seed), 0, log, name) for seed, name in ((1, "a"), (2, "b"))]
@@ -161,7 +278,7 @@ async def test_runs_of_one_class_take_turns(studio: Studio, pool: ExpertPool) ->
 
 
 async def test_sessions_of_every_end_leave_no_tensor_behind(studio: Studio, pool: ExpertPool) -> None:
-    turnstile = Turnstile(StepScheduler(1), 1.0)
+    turnstile = Turnstile(StepScheduler(2), 1.0)
 
     async def completed() -> None:
         await Run(studio, turnstile, order(pool), 0, [], "completed").run()
@@ -174,12 +291,23 @@ async def test_sessions_of_every_end_leave_no_tensor_behind(studio: Studio, pool
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    async def cancelled_while_waiting() -> None:
+        doomed = Run(studio, turnstile, order(pool), 0, [], "cancelled")
+        async with device_taken(turnstile):
+            task = asyncio.create_task(doomed.run())
+            await until(turnstile, seated=2, waiting=1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
     async def preempted() -> None:
         draft = Run(studio, turnstile, order(pool), 0, [], "draft")
         task = asyncio.create_task(draft.run())
         await draft.underway.wait()
-        await Run(studio, turnstile, order(pool), 1, [], "urgent").run()
+        async with turnstile.seat(0):
+            await Run(studio, turnstile, order(pool), 1, [], "urgent").run()
         await task
+        assert draft.reason is Reason.PREEMPTED
 
     async def failed() -> None:
         def out_of_memory(*_arguments: object) -> None:
@@ -193,7 +321,7 @@ async def test_sessions_of_every_end_leave_no_tensor_behind(studio: Studio, pool
         gc.collect()
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
-    ends = (completed, cancelled, preempted, failed)
+    ends = (completed, cancelled, cancelled_while_waiting, preempted, failed)
     for end in ends:
         await end()
     before = tensors()

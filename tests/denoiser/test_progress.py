@@ -158,6 +158,53 @@ def test_the_published_configuration_differs_only_in_its_schedulers_shift(tmp_pa
     assert differences(ModelFolder(folder)) == ()
 
 
+def changed_file(folder: Path, name: str, **fields: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reported"),
+    [
+        # Guidance the other way round: each scale is the other's.
+        (
+            "rushes.json",
+            {"guidance_scale_high": 3.0, "guidance_scale_low": 4.0},
+            [("guidance_scale_high", "4.0", "3.0"), ("guidance_scale_low", "3.0", "4.0")],
+        ),
+        ("rushes.json", {"flow_shift": 3.0}, [("flow_shift", "12.0", "3.0")]),
+        ("rushes.json", {"boundary_ratio": 0.9}, [("boundary_ratio", "0.875", "0.9")]),
+        ("rushes.json", {"sigma_rule": "diffusers"}, [("sigma_rule", "wan", "diffusers")]),
+        ("rushes.json", {"solver": "euler"}, [("solver", "unipc", "euler")]),
+        ("rushes.json", {"steps": 50}, [("steps", "40", "50")]),
+        ("model_index.json", {"boundary_ratio": 0.9}, [("model_index.boundary_ratio", "0.875", "0.9")]),
+        ("transformer/config.json", {"attention_head_dim": 64}, [("rope_split", "(44, 42, 42)", "(24, 20, 20)")]),
+    ],
+)
+def test_each_point_of_the_self_check_is_reported(
+    tmp_path: Path, name: str, fields: dict[str, object], reported: list[tuple[str, str, str]]
+) -> None:
+    folder = write_hollow(tmp_path / "a14b", layers=1)
+    changed_file(folder, "scheduler/scheduler_config.json", flow_shift=12.0)
+    (folder / "rushes.json").write_text(json.dumps({"defaults": fields if name == "rushes.json" else {}}))
+    if name != "rushes.json":
+        changed_file(folder, name, **fields)
+    assert [(each.field, each.reference, each.actual) for each in differences(ModelFolder(folder))] == reported
+
+
+def test_the_negative_prompt_the_padding_and_the_statistics_of_the_latents_are_checked(tmp_path: Path) -> None:
+    folder = write_hollow(tmp_path / "a14b", layers=1)
+    changed_file(folder, "scheduler/scheduler_config.json", flow_shift=12.0)
+    manifest = {"defaults": {"negative_prompt": ""}, "text": {"max_length": 226}}
+    (folder / "rushes.json").write_text(json.dumps(manifest))
+    statistics = json.loads((folder / "vae" / "config.json").read_text())
+    changed_file(folder, "vae/config.json", latents_mean=[0.0] * 16, latents_std=statistics["latents_std"][::-1])
+    found = {each.field: each for each in differences(ModelFolder(folder))}
+    assert set(found) == {"negative_prompt", "text.max_length", "vae.latents_mean", "vae.latents_std"}
+    assert found["negative_prompt"].reference.startswith("色调艳丽")
+    assert (found["text.max_length"].reference, found["text.max_length"].actual) == ("512", "226")
+
+
 async def test_strict_reference_refuses_a_model_that_differs(serve: Serve) -> None:
     with pytest.raises(FailedPrecondition, match="not the reference's"):
         async with serve(strict_reference=True):

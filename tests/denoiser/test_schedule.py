@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from services.denoiser.experts import Expert, boundary_step, expert_at
 from services.denoiser.schedule import SigmaRule, Solver, make_schedule
 
-CASES = [(steps, shift) for steps in (1, 2, 3, 4, 8, 20, 40, 50) for shift in (1.0, 3.0, 5.0, 12.0)]
+CASES = [(steps, shift) for steps in (1, 2, 3, *range(4, 51)) for shift in (1.0, 3.0, 5.0, 8.0, 12.0)]
 
 
 def diffusers_scheduler(solver: Solver, steps: int, shift: float) -> Any:
@@ -30,33 +30,34 @@ def diffusers_scheduler(solver: Solver, steps: int, shift: float) -> Any:
 
 
 @pytest.mark.parametrize("solver", Solver)
-@pytest.mark.parametrize(("steps", "shift"), CASES)
-def test_the_diffusers_rule_equals_diffusers(solver: Solver, steps: int, shift: float) -> None:
-    theirs = diffusers_scheduler(solver, steps, shift)
-    ours = make_schedule(solver, SigmaRule.DIFFUSERS, steps, shift)
-    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), atol=1e-6)
-    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), atol=1e-3)
+def test_the_diffusers_rule_equals_diffusers(solver: Solver) -> None:
+    for steps, shift in CASES:
+        theirs = diffusers_scheduler(solver, steps, shift)
+        ours = make_schedule(solver, SigmaRule.DIFFUSERS, steps, shift)
+        case = f"{steps} steps, shift {shift}"
+        np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), atol=1e-6, err_msg=case)
+        np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), atol=1e-3, err_msg=case)
 
 
-@pytest.mark.parametrize(("steps", "shift"), CASES)
-def test_wans_unipc_rule_equals_its_formula(steps: int, shift: float) -> None:
+def test_wans_unipc_rule_equals_its_formula() -> None:
     # Wan-Video/Wan2.2 fm_solvers_unipc.py: the scheduler is built with shift 1 and told the shift by set_timesteps.
     sigma_max = np.float32(1.0 - np.linspace(1, 1 / 1000, 1000)[-1])
-    sigmas = np.linspace(float(sigma_max), 0.0, steps + 1)[:-1]
-    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-    ours = make_schedule(Solver.UNIPC, SigmaRule.WAN, steps, shift)
-    np.testing.assert_array_equal(np.float32(ours.sigmas), np.float32([*sigmas, 0]))
-    np.testing.assert_array_equal(ours.timesteps, (sigmas * 1000).astype(np.int64))
+    for steps, shift in CASES:
+        sigmas = np.linspace(float(sigma_max), 0.0, steps + 1)[:-1]
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+        ours, case = make_schedule(Solver.UNIPC, SigmaRule.WAN, steps, shift), f"{steps} steps, shift {shift}"
+        np.testing.assert_array_equal(np.float32(ours.sigmas), np.float32([*sigmas, 0]), err_msg=case)
+        np.testing.assert_array_equal(ours.timesteps, (sigmas * 1000).astype(np.int64), err_msg=case)
 
 
 @pytest.mark.parametrize("solver", [Solver.DPMPP_2M, Solver.EULER])
-@pytest.mark.parametrize(("steps", "shift"), CASES)
-def test_wans_other_rule_equals_get_sampling_sigmas(solver: Solver, steps: int, shift: float) -> None:
-    sigmas = np.linspace(1, 0, steps + 1)[:steps]
-    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-    ours = make_schedule(solver, SigmaRule.WAN, steps, shift)
-    np.testing.assert_array_equal(np.float32(ours.sigmas), np.float32([*sigmas, 0]))
-    np.testing.assert_array_equal(ours.timesteps, (sigmas * 1000).astype(np.int64))
+def test_wans_other_rule_equals_get_sampling_sigmas(solver: Solver) -> None:
+    for steps, shift in CASES:
+        sigmas = np.linspace(1, 0, steps + 1)[:steps]
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+        ours, case = make_schedule(solver, SigmaRule.WAN, steps, shift), f"{steps} steps, shift {shift}"
+        np.testing.assert_array_equal(np.float32(ours.sigmas), np.float32([*sigmas, 0]), err_msg=case)
+        np.testing.assert_array_equal(ours.timesteps, (sigmas * 1000).astype(np.int64), err_msg=case)
 
 
 def test_the_distilled_schedule_is_euler_at_four_steps_and_shift_five() -> None:

@@ -247,3 +247,24 @@ async def test_each_expert_has_run_once_before_the_first_caller_comes(serve: Ser
             assert len(evaluated) == len(set(evaluated)) == 2
         async with serve(warm_up=False):
             assert len(evaluated) == 2
+
+
+@pytest.mark.parametrize(("grouping", "evaluations"), [("on", 1), ("off", 2)])
+async def test_every_expert_is_warmed_up_on_every_size_that_is_named_as_it_will_be_used(
+    serve: Serve, grouping: str, evaluations: int
+) -> None:
+    seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _output: object) -> None:
+        if isinstance(module, torch.nn.Linear) and module.out_features == 64:
+            seen.append((id(module), tuple(inputs[0].shape[:2])))
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        async with serve(shapes="64x64x9,96x64x5", guidance_batch=grouping):
+            pass
+    experts = {expert for expert, _ in seen}
+    assert len(experts) == 2
+    texts = 2 // evaluations
+    for expert in experts:
+        sizes = [size for each, size in seen if each == expert]
+        assert sizes == [*[(texts, 3 * 4 * 4)] * evaluations, *[(texts, 2 * 6 * 4)] * evaluations]

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.denoiser.sampler import Step, denoise
 from services.denoiser.schedule import Schedule, SigmaRule, Solver, make_schedule
@@ -38,6 +40,29 @@ def test_a_run_equals_diffusers(solver: Solver, steps: int, shift: float) -> Non
     schedule = make_schedule(solver, SigmaRule.DIFFUSERS, steps, shift)
     ours = run(solver, schedule, SolverState.start(noise()), steps)[-1].state.x
     assert torch.linalg.norm(ours - x) <= 5e-6 * torch.linalg.norm(x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    solver=st.sampled_from(Solver),
+    steps=st.integers(1, 60),
+    shift=st.floats(0.5, 20.0),
+    seed=st.integers(0, 2**31),
+    cut=st.floats(0, 1),
+)
+def test_a_run_of_any_length_and_shift_equals_diffusers_and_may_be_cut_anywhere(
+    solver: Solver, steps: int, shift: float, seed: int, cut: float
+) -> None:
+    scheduler = diffusers_scheduler(solver, steps, shift)
+    x = noise(seed)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(curved(x, float(timestep)), timestep, x, return_dict=False)[0]
+    schedule = make_schedule(solver, SigmaRule.DIFFUSERS, steps, shift)
+    whole = run(solver, schedule, SolverState.start(noise(seed)), steps)
+    assert torch.linalg.norm(whole[-1].state.x - x) <= 2e-5 * torch.linalg.norm(x)
+    between = whole[round(cut * (steps - 1))].state
+    rest = run(solver, schedule, between, steps)
+    assert torch.equal((rest[-1].state if rest else between).x, whole[-1].state.x)
 
 
 @pytest.mark.parametrize("rule", SigmaRule)

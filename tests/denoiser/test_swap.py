@@ -2,15 +2,18 @@
 
 import asyncio
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rushes.v1 import sampling_pb2
 from services.denoiser.experts import Expert
 from services.denoiser.pool import ExpertPool
 from services.denoiser.step_scheduler import Admitted, StepScheduler, Wish
+from services.model.errors import ModelRefused
 from services.model.folder import ModelFolder
 from tests.denoiser.caller import Caller, Outcome, conditioning
 from tests.denoiser.conftest import Serve
@@ -37,6 +40,19 @@ def test_one_experts_weights_are_in_memory_at_a_time(untrained: Path) -> None:
         assert here[other] == 0
         assert pool.resident == (expert,)
     assert pool.residence.swaps == 2
+
+
+def test_an_expert_that_cannot_come_leaves_room_for_the_other(untrained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(untrained, tmp_path / "model"))
+    pool = ExpertPool.load(ModelFolder(folder), "swap", torch.float32, torch.device("cpu"))
+    assert pool.residence is not None
+    (folder / "transformer_2" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelRefused):
+        pool.residence.bring_in(Expert.LOW)
+    assert weights_here(pool) == {Expert.HIGH: 0, Expert.LOW: 0}
+    pool.residence.bring_in(Expert.HIGH)
+    assert pool.resident == (Expert.HIGH,)
+    assert weights_here(pool)[Expert.HIGH] > 0
 
 
 async def both_at_once(caller: Caller) -> list[Outcome]:

@@ -983,8 +983,11 @@ class MeasuredMemory(_message.Message):
 
     SHAPE_FIELD_NUMBER: _builtins.int
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
     peak_bytes: _builtins.int
     """Bytes."""
+    held_bytes: _builtins.int
+    """Bytes of it that a run keeps from step to step, such as the keys and values of its text."""
     @_builtins.property
     def shape(self) -> _sampling_pb2.VideoShape:
         """The shape."""
@@ -994,10 +997,11 @@ class MeasuredMemory(_message.Message):
         *,
         shape: _sampling_pb2.VideoShape | None = ...,
         peak_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_bytes", b"peak_bytes", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "peak_bytes", b"peak_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
