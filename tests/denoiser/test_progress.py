@@ -81,7 +81,7 @@ async def test_a_reader_that_waits_is_woken() -> None:
     reader = asyncio.create_task(anext(outbox.items()))
     await asyncio.sleep(0)
     outbox.put(step(1))
-    assert await asyncio.wait_for(reader, 5) == step(1)
+    assert await asyncio.wait_for(reader, 60) == step(1)
 
 
 def test_the_pace_is_kept_for_each_expert() -> None:

@@ -42,7 +42,7 @@ def test_a_run_equals_diffusers(solver: Solver, steps: int, shift: float) -> Non
     assert torch.linalg.norm(ours - x) <= 5e-6 * torch.linalg.norm(x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     solver=st.sampled_from(Solver),
     steps=st.integers(1, 60),

@@ -21,7 +21,7 @@ from rushes.v1.generation_pb2 import GenerationState
 from tests.end_to_end.edge import chromium_program, edge, pages
 from tests.end_to_end.processes import Suite, running_suite
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 PROMPT = "a red circle moves left across a blue background"
 SHORT = {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "seed": 5}

@@ -12,7 +12,7 @@ from tests.end_to_end.collector import Collector, collecting
 from tests.end_to_end.history import check_database, check_history
 from tests.end_to_end.processes import ServiceProcess, Suite, running_suite
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 PROMPT = "a green square falls downward in the snow"
 

@@ -121,7 +121,7 @@ async def kill_matrix(folder: Path, model: Path, *, trials: int, seed: int) -> N
         assert await check_histories(database, kind, all_ended=True) >= trials * len(SEEDS)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_jobs_survive_the_kill_of_any_service_at_a_random_moment(tmp_path: Path, model: Path) -> None:
     await kill_matrix(tmp_path, model, trials=6, seed=1)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from services.postprocess.c2pa_settings import library_settings
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 PROMPT = "a red circle moves left over the blue sea"
 

@@ -22,7 +22,7 @@ from tests.end_to_end.history import check_database, check_history
 from tests.end_to_end.processes import Suite, running_suite
 from tests.end_to_end.unsigned import unsigned
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 PROMPT = "a red circle moves left across a blue background"
 LONG = {"width": 128, "height": 128, "num_frames": 17, "steps": 90}

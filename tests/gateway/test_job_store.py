@@ -189,7 +189,7 @@ async def test_an_append_rings_the_bell_of_its_watchers(store: Store, database: 
     lease, job = await store.claim()
     with database.notifications.subscribe(topic(job.id)) as bell:
         await store.leases.append(lease, [b"step"], after=job.last_sequence)
-        await asyncio.wait_for(bell.wait(), 5)
+        await asyncio.wait_for(bell.wait(), 60)
 
 
 async def test_an_append_rings_in_another_gateway_of_the_same_postgres(postgres: str):
@@ -200,7 +200,7 @@ async def test_an_append_rings_in_another_gateway_of_the_same_postgres(postgres:
             lease, job = await store.claim()
             with other.notifications.subscribe(topic(job.id)) as bell:
                 await store.leases.append(lease, [b"step"], after=job.last_sequence)
-                await asyncio.wait_for(bell.wait(), 5)
+                await asyncio.wait_for(bell.wait(), 60)
 
 
 async def test_gateways_that_open_one_database_at_once_make_its_tables_once(database_url: str):

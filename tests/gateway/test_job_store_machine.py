@@ -174,9 +174,7 @@ class Machine(RuleBasedStateMachine):
             self.runner.close()
 
 
-QUICK = settings(
-    max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)
+QUICK = settings(max_examples=6, stateful_step_count=20, suppress_health_check=list(HealthCheck), database=None)
 
 
 def run_machine(url: str, examples: settings) -> None:
