@@ -71,7 +71,9 @@ class PostprocessServiceServicer:
         always last.
 
         INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
-        RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+        finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold. RESOURCE_EXHAUSTED (with
+        RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,9 @@ class PostprocessServiceStub:
     always last.
 
     INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
-    RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+    finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold. RESOURCE_EXHAUSTED (with
+    RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]
     """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
@@ -74,7 +76,9 @@ class PostprocessServiceAsyncStub(PostprocessServiceStub):
     always last.
 
     INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
-    RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+    finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold. RESOURCE_EXHAUSTED (with
+    RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]  # type: ignore[assignment]
     """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
@@ -108,7 +112,9 @@ class PostprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         always last.
 
         INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
-        RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+        finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold. RESOURCE_EXHAUSTED (with
+        RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
 
     @_abc_1.abstractmethod
