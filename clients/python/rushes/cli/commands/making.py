@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rushes.cli import finish_options as f
+from rushes.cli import gate_options as g
 from rushes.cli import options as o
 
 app = typer.Typer()
@@ -67,6 +68,9 @@ def generate(
     bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
+    gate: g.Rules = None,
+    retakes: g.Retakes = None,
+    retake_within: g.RetakeWithin = None,
     output: o.Output = None,
     previews: o.Previews = None,
     preview_every: o.PreviewEvery = 2,
@@ -146,10 +150,11 @@ def generate(
         watermark=watermark,
         watermark_id=watermark_id,
     )
+    gating = g.GateOptions(rules=gate or (), retakes=retakes, retake_within=retake_within)
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     asked = Asked(model=model, device=device, dtype=dtype)
     with flags_named():
-        settings |= finish_settings(finish, delivery)
+        settings |= finish_settings(finish, delivery) | gating.settings()
         if batch is not None:
             asyncio.run(
                 generate_clips(endpoint, batch, settings, output, asked, formats=delivery.wanted, as_json=as_json)
@@ -215,6 +220,9 @@ def create(
     bitrate: f.Bitrate = None,
     crf: f.Crf = None,
     effort: f.Effort = None,
+    gate: g.Rules = None,
+    retakes: g.Retakes = None,
+    retake_within: g.RetakeWithin = None,
     model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
     request_id: Annotated[
         str | None, typer.Option(help="UUID: the same one twice is one generation.", rich_help_panel=o.GATEWAY)
@@ -261,6 +269,7 @@ def create(
         watermark=watermark,
         watermark_id=watermark_id,
     )
+    gating = g.GateOptions(rules=gate or (), retakes=retakes, retake_within=retake_within)
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     with flags_named():
         spec = generation_spec(
@@ -286,7 +295,7 @@ def create(
             step_cache_threshold=step_cache_threshold,
             reuse_prefix=reuse_prefix,
             crf=crf,
-            **finish_settings(finish, delivery),
+            **(finish_settings(finish, delivery) | gating.settings()),
         )
         asyncio.run(hand_in(endpoint, spec, request_id, as_json=as_json))
 
