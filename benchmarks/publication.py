@@ -72,8 +72,10 @@ def publish(reports: Sequence[Report], label: str = "") -> Path:
 
 
 def plot(reports: Sequence[Report], path: Path) -> None:
-    """One panel a report: every repetition of every case as a dot, its median as a bar."""
+    """One panel for each report of times: every repetition of every case as a dot, its median as a bar."""
     drawn = [report for report in reports if report.samples]
+    if not drawn:
+        return
     figure, panels = plt.subplots(len(drawn), 1, figsize=(7, 1.0 + 1.6 * len(drawn)), squeeze=False)
     for panel, report in zip(panels[:, 0], drawn, strict=True):
         names = list(report.samples)

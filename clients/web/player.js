@@ -118,16 +118,20 @@ export class FragmentPlayer {
 }
 
 // Plays the clip of a generation in `video` from its first fragment on. Calls `onFragment` with the frames of each
-// fragment that is in. Returns when the last one is; throws when the generation does not succeed.
+// fragment that is in; a clip that is made again starts over. Returns when the last one is; throws when the generation does not succeed.
 export async function play(video, { endpoint, generation, apiKey, onFragment, signal }) {
   const id = new TextEncoder().encode(generation);
   const request = joined([Uint8Array.of(0x0a, id.length), id]);
   const headers = apiKey ? { authorization: `Bearer ${apiKey}` } : {};
-  const player = new FragmentPlayer(video);
+  let player = new FragmentPlayer(video);
   let parts = [];
+  let begun = false;
   for await (const response of stream(endpoint + WATCH, request, headers, signal)) {
     for (const [number, body] of fields(field(response, RESPONSE_EVENT))) {
       if (number === EVENT.rendering) {
+        // Another take, or a renderer that gave other bytes: what is in the player is of no clip.
+        if (begun) player = new FragmentPlayer(video);
+        [begun, parts] = [true, []];
         await player.begin(new TextDecoder().decode(field(body, RENDER_ACCEPTED_CONTENT_TYPE)));
       } else if (number === EVENT.fragment) {
         parts.push(field(body, FRAGMENT.data));

@@ -92,6 +92,7 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
         conditioning=conditioning,
         state=state,
         prefix=prefix,
+        black_share=start.black_share,
         previews=_previews(start.previews) if start.HasField("previews") else None,
         checkpoints=CheckpointPolicy(
             every_seconds=policy.every_seconds if policy.HasField("every_seconds") else None,

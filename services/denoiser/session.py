@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from services.chassis.bundles import pack
-from services.chassis.errors import Exhausted, Unavailable
+from services.chassis.errors import Exhausted, FailedPrecondition, Unavailable
 from services.denoiser.acceleration import Acceleration
 from services.denoiser.adapter_shelf import AdapterShelf
 from services.denoiser.adapters import Adapter
@@ -18,6 +18,7 @@ from services.denoiser.conditioning import Conditioning
 from services.denoiser.darkroom import Darkroom
 from services.denoiser.experts import Expert
 from services.denoiser.gauges import StepGauges
+from services.denoiser.guard import Guard
 from services.denoiser.guidance_batch import GuidanceBatch
 from services.denoiser.memory import MemoryBook
 from services.denoiser.outbox import Ending, Outbox, Parcel, Reason, StepReport
@@ -57,6 +58,7 @@ class Work:
     """A checked order: what to run, with what, from where (None: from noise).
 
     `prefix`: the key under which the state at the boundary is remembered for other runs; None: it is not.
+    `black_share`: the share of a late prediction that is dark in a run that is given up; 0: darkness is let pass.
     """
 
     plan: Plan
@@ -66,6 +68,7 @@ class Work:
     checkpoints: CheckpointPolicy
     adapters: Mapping[Expert, Sequence[tuple[Adapter, float]]] = field(default_factory=dict)
     prefix: str | None = None
+    black_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +91,13 @@ class Studio:
 class Frame:
     """A finished step, and where a preview is due its pixels with when and how long the device worked on them.
 
-    `shared`: the evaluation, if it was one for several runs.
+    `shared`: the evaluation, if it was one for several runs. `verdict`: why the run ends with this step, if it does.
     """
 
     timed: TimedStep
     exposure: tuple[float, float, torch.Tensor] | None
     shared: Foreseen | None
+    verdict: FailedPrecondition | None
 
 
 class Session:
@@ -122,7 +126,8 @@ class Session:
     async def run(self) -> None:
         """Run the plan, then give the seat back and close the outbox, whatever happens.
 
-        Raises `Exhausted` when the device is out of memory.
+        Raises `Exhausted` when the device is out of memory, and `FailedPrecondition` for a prediction that is black or
+        not finite.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -194,7 +199,7 @@ class Session:
 
     def _goes_on(self, frame: Frame) -> bool:
         """Whether the device's thread may begin the next step before this one is reported; asked on that thread."""
-        over = frame.timed.step.state.step >= self._plan.end_step
+        over = frame.timed.step.state.step >= self._plan.end_step or frame.verdict is not None
         if over or self._studio.draining.is_set():
             return False
         # Where a step may be shared or an expert brought in, the scheduler has a word in each.
@@ -224,8 +229,10 @@ class Session:
 
     async def _deliver(self, frame: Frame, darkroom: Darkroom | None) -> SolverState:
         state = frame.timed.step.state
-        await self._remember(state)
         self._report(frame.timed, frame.shared)
+        if frame.verdict is not None:
+            raise frame.verdict
+        await self._remember(state)
         if darkroom is not None and frame.exposure is not None:
             began, seconds, pixels = frame.exposure
             self._spans.add("denoise.preview", began, seconds)
@@ -267,9 +274,12 @@ class Session:
         steps = denoise(
             velocity, plan.schedule, solver_step(plan.settings.solver), state.to(pool.device), plan.end_step
         )
-        with closing(timed(steps, pool.device)) as timed_steps:
+        guard = Guard(pool.manifest.latent_rgb, pool.device, black_share=self._work.black_share)
+        with closing(timed(guard.watched(steps), pool.device)) as timed_steps:
             for step in timed_steps:
-                yield Frame(timed=step, exposure=self._exposure(step), shared=velocity.used)
+                verdict = guard.verdict(step.step)
+                exposure = self._exposure(step) if verdict is None else None
+                yield Frame(timed=step, exposure=exposure, shared=velocity.used, verdict=verdict)
                 if pool.residence is not None and step.step.state.step == plan.boundary_step - 1 < plan.end_step - 1:
                     pool.residence.expect(Expert.LOW)
 

@@ -18,6 +18,7 @@ from services.gateway.latency import Part, Timeline
 from services.gateway.pool import FAULTS
 from services.gateway.spec import render_start
 from services.gateway.stages import SolverBundle, Stages
+from services.gateway.takes import black_share
 
 Happening: TypeAlias = (
     generation_pb2.EncodedEvent
@@ -206,6 +207,7 @@ class Chain:
             priority=self._priority,
             adapters=self._spec.adapters,
             reuse_prefix=self._spec.reuse_prefix and not self._state,
+            black_share=black_share(self._spec.inspection),
         )
         began, steps, inside = self._elapsed(), [], list[latency_pb2.Span]()
         call = stages.denoise(

@@ -22,7 +22,7 @@ class Clip:
     """Puts fragments together, and answers each message of the renderer with the events that are new to the history.
 
     A renderer that begins again, after a loss, gives the same bytes: viewers who have them get none twice. Should it
-    give others, the history says `rendering` again, and the clip begins anew.
+    give others, the history says `rendering` again, and the clip begins anew; so does that of another take.
     """
 
     def __init__(self, past: Iterable[generation_pb2.GenerationEvent] = ()) -> None:
@@ -37,6 +37,8 @@ class Clip:
             match event.WhichOneof("event"):
                 case "rendering":
                     self._told, self._parts, self._frames = True, [], 0
+                case "retaken":
+                    self._told, self._parts, self._frames, self._stills = False, [], 0, {}
                 case "fragment":
                     self._parts.append(_part(event.fragment))
                 case "rendered":

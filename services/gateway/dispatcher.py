@@ -8,7 +8,6 @@ from typing import TypeVar
 from opentelemetry import context as otel_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from rushes.v1 import generation_pb2
 from services.chassis.errors import Exhausted, Internal, RushesError
 from services.chassis.logs import logger
 from services.chassis.telemetry import meter, tracer
@@ -21,6 +20,7 @@ from services.gateway.store.job import Job, Lease, LeaseLost, Outcome
 from services.gateway.store.notifications import Notifications
 from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
+from services.gateway.takes import Takes
 
 POLL_SECONDS = 1.0
 """How long a bell is trusted: another process on the same SQLite file rings none."""
@@ -154,12 +154,12 @@ class Dispatcher:
             outcome = run.outcome(State.CANCELLED)
         except* StageFailed as failed:
             stage = next(iter(_leaves(failed)))
-            outcome = run.outcome(State.FAILED, failure=_failure(stage.stage, stage.error))
+            outcome = run.outcome(State.FAILED, failure=_failure(stage.stage, stage.error, run.takes))
         except* RushesError as failed:
-            outcome = run.outcome(State.FAILED, failure=_failure("gateway", next(iter(_leaves(failed)))))
+            outcome = run.outcome(State.FAILED, failure=_failure("gateway", next(iter(_leaves(failed))), run.takes))
         except* Exception as unknown:  # noqa: BLE001 - a generation ends, whatever broke
             logger(__name__).exception("generation.broke", generation=lease.id, exc_info=unknown)
-            outcome = run.outcome(State.FAILED, failure=_failure("gateway", Internal()))
+            outcome = run.outcome(State.FAILED, failure=_failure("gateway", Internal(), run.takes))
         if unread:
             await self._release_in_time(lease)
         return outcome
@@ -221,10 +221,8 @@ def _back_off(losses: int) -> float:
     return float(min(30.0, 0.25 * 2**losses))
 
 
-def _failure(stage: str, error: RushesError) -> bytes:
-    return generation_pb2.Failure(
-        reason=error.reason, message=error.message, stage=stage, retryable=isinstance(error, (*FAULTS, Exhausted))
-    ).SerializeToString()
+def _failure(stage: str, error: RushesError, takes: Takes) -> bytes:
+    return takes.failure(stage, error, retryable=isinstance(error, (*FAULTS, Exhausted))).SerializeToString()
 
 
 def _leaves(group: BaseExceptionGroup[ErrorT]) -> Iterator[ErrorT]:

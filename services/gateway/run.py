@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -27,6 +27,7 @@ from services.gateway.store.job import Charge, Job, Lease, Outcome, StoredEvent
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.leases import NO_CHANGES, LeaseStore
 from services.gateway.store.transitions import State
+from services.gateway.takes import Takes
 from services.gateway.watch import PAGE, Previews
 
 Happened: TypeAlias = tuple[generation_pb2.GenerationEvent, Mapping[str, object]]
@@ -48,7 +49,10 @@ class Workshop:
 
 
 class Run:
-    """One attempt under one lease. `denoised` is set when it no longer needs a denoiser."""
+    """One attempt under one lease, of as many takes as the quality gate asks for.
+
+    `denoised` is set when it no longer needs a denoiser, unless another take does.
+    """
 
     def __init__(self, workshop: Workshop, lease: Lease, job: Job) -> None:
         self._workshop = workshop
@@ -65,25 +69,54 @@ class Run:
         self._result: postprocess_pb2.RenderResult | None = None
         self._conditioning = job.conditioning
         self._charge = Charge(pixels=self._plan.pixels, frames=self._spec.num_frames)
+        self._decoded_seconds = 0.0
+        self.takes = Takes(self._spec)
         self.steps_run = job.steps_run
         self.denoised = asyncio.Event()
 
     async def work(self) -> Outcome:
         """Do it all. Raises `StageFailed`, `LeaseLost`, and the artifact store's errors."""
         chain = await self._resume()
-        async with (
-            History(self._workshop.leases, self._lease, self._job.last_sequence) as history,
-            aclosing(chain.run()) as happenings,
-        ):
+        async with History(self._workshop.leases, self._lease, self._job.last_sequence) as history:
+            while True:
+                begun = self._elapsed()
+                try:
+                    await self._follow(chain, history)
+                except StageFailed as failed:
+                    now = self._elapsed()
+                    retaken = self.takes.again(failed.error, lasted=now - begun, elapsed=now)
+                    if retaken is None:
+                        raise
+                    await history.append(*self._begin_take(retaken))
+                    chain = self._chain(conditioning=chain.conditioning)
+                else:
+                    break
+            video, key = await self._store_clip()
+        outputs = " ".join(self._outputs.keys) or None
+        return self.outcome(State.SUCCEEDED, video=video.SerializeToString(), clip=key, outputs=outputs)
+
+    async def _follow(self, chain: Chain, history: History) -> None:
+        """Write down what happens in a take until its clip is there."""
+        async with aclosing(chain.run()) as happenings:
             async for happening in happenings:
                 if isinstance(happening, SolverBundle):
                     await history.record(self._checkpoint(happening, chain.conditioning))
                     continue
                 for event, changes in await self._take(happening):
                     await history.append(event.SerializeToString(), changes)
-            video, key = await self._store_clip()
-        outputs = " ".join(self._outputs.keys) or None
-        return self.outcome(State.SUCCEEDED, video=video.SerializeToString(), clip=key, outputs=outputs)
+
+    def _begin_take(self, retaken: generation_pb2.RetakenEvent) -> tuple[bytes, Mapping[str, object]]:
+        """The event of another take, and with it the end of all that could be mistaken for a part of that take."""
+        self._clip, self._result = Clip(), None
+        self._outputs.begin()
+        spans = latency_pb2.LatencyBreakdown(spans=self._timeline.spans)
+        changes = {
+            "checkpoint": None,
+            "checkpoint_step": 0,
+            "latency": spans.SerializeToString(),
+            **self._progress(),
+        }
+        return generation_pb2.GenerationEvent(retaken=retaken).SerializeToString(), changes
 
     async def share_previews(self) -> None:
         """Put the newest preview where other gateways find it, one at a time, for as long as this is not cancelled."""
@@ -134,25 +167,42 @@ class Run:
         if job.attempt > 1:
             past = [views.stored_event(job.id, one) async for one in self._past()]
             self._clip = Clip(past)
+            self.takes = Takes(self._spec, past)
+            self._charge = _charged(self._charge, past)
             boundary = next((one.denoising.boundary_step for one in past if one.HasField("denoising")), None)
             if job.latency is not None:
                 self._timeline.spans.extend(latency_pb2.LatencyBreakdown.FromString(job.latency).spans)
-        if job.checkpoint is not None and job.conditioning is not None:
+        if job.conditioning is not None:
             conditioning = await artifacts.get(job.conditioning)
-            state = await artifacts.get(job.checkpoint)
+            state = await artifacts.get(job.checkpoint) if job.checkpoint is not None else None
         self._timeline.record("queue", stage="gateway", start=self._timeline.end, end=self._elapsed(), part=Part.QUEUE)
+        next_step = job.checkpoint_step if state is not None else 0
+        return self._chain(conditioning=conditioning, state=state, next_step=next_step, boundary_step=boundary)
+
+    def _chain(
+        self,
+        *,
+        conditioning: bytes | None,
+        state: bytes | None = None,
+        next_step: int = 0,
+        boundary_step: int | None = None,
+    ) -> Chain:
+        """The chain of this take."""
+        job, spec = self._job, generation_pb2.GenerationSpec()
+        spec.CopyFrom(self._spec)
+        spec.seed = self.takes.seed
         tier = next(one for one in TIERS if one.number == job.tier)
         return Chain(
             self._workshop.pools,
             generation_id=job.id,
-            spec=self._spec,
+            spec=spec,
             attempt=job.attempt,
             elapsed=self._elapsed,
             timeline=self._timeline,
             conditioning=conditioning,
             state=state,
-            next_step=job.checkpoint_step if state is not None else 0,
-            boundary_step=boundary,
+            next_step=next_step,
+            boundary_step=boundary_step,
             priority=tier.priority,
             preempts=tier.preempts,
             patience=self._workshop.patience,
@@ -200,8 +250,12 @@ class Run:
             case postprocess_pb2.RenderAccepted():
                 self.denoised.set()
                 self._outputs.begin()
+                self._decoded_seconds = 0.0
                 events = self._clip.accepted(happening)
             case postprocess_pb2.RenderProgress():
+                # Counted as it passes: a clip that is refused never gets to its result.
+                self._rendering(happening.seconds)
+                self._decoded_seconds += happening.seconds
                 events = self._clip.progress(happening)
                 changes = self._progress(denoised=1.0, rendered=happening.frames_decoded / happening.frames_total)
             case postprocess_pb2.Fragment():
@@ -211,9 +265,12 @@ class Run:
             case postprocess_pb2.RenderResult():
                 seconds = happening.decode_seconds + happening.encode_tail_seconds
                 self._workshop.costs.observe_render(self._plan, seconds)
-                self._charge = replace(self._charge, render_seconds=self._charge.render_seconds + seconds)
+                self._rendering(max(0.0, seconds - self._decoded_seconds))
                 self._result = happening
         return [(one, changes) for one in events]
+
+    def _rendering(self, seconds: float) -> None:
+        self._charge = replace(self._charge, render_seconds=self._charge.render_seconds + seconds)
 
     def _stepped(self, step: denoiser_pb2.StepProgress) -> None:
         self.steps_run += 1
@@ -289,6 +346,23 @@ class Run:
                 sha256=file.sha256,
                 md5=file.md5,
                 outputs=self._outputs.files,
+                seed=self.takes.seed,
+                takes=self.takes.number,
             ),
             key,
         )
+
+
+def _charged(charge: Charge, past: Iterable[generation_pb2.GenerationEvent]) -> Charge:
+    """`charge` with what earlier attempts used, as far as the history tells."""
+    seconds = dict.fromkeys(("encoded", "step", "rendered"), 0.0)
+    for event in past:
+        kind = event.WhichOneof("event")
+        if kind in seconds:
+            seconds[kind] += getattr(event, kind).seconds
+    return replace(
+        charge,
+        encode_seconds=seconds["encoded"],
+        denoise_seconds=seconds["step"],
+        render_seconds=seconds["rendered"],
+    )

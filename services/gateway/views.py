@@ -1,5 +1,7 @@
 """Jobs and stored events as the messages that callers see, and the other way round."""
 
+from collections.abc import Sequence
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rushes.v1 import generation_pb2, latency_pb2
@@ -125,10 +127,17 @@ def is_terminal(event: generation_pb2.GenerationEvent) -> bool:
     return event.WhichOneof("event") in TERMINAL_EVENTS
 
 
-def is_replayed(payload: bytes) -> bool:
-    """Whether a cached answer repeats this event: what a viewer needs to see the clip."""
-    return generation_pb2.GenerationEvent.FromString(payload).WhichOneof("event") in REPLAYED_EVENTS
+def replayed(payloads: Sequence[bytes]) -> list[bytes]:
+    """The events that a cached answer repeats: what a viewer needs to see the clip, and only of its last take."""
+    kept: list[bytes] = []
+    for payload in payloads:
+        kind = generation_pb2.GenerationEvent.FromString(payload).WhichOneof("event")
+        if kind == "retaken":
+            kept.clear()
+        elif kind in REPLAYED_EVENTS:
+            kept.append(payload)
+    return kept
 
 
 REPLAYED_EVENTS = frozenset({"rendering", "fragment", "artifact"})
-STORY = Story(terminal=terminal_event, replayed=is_replayed)
+STORY = Story(terminal=terminal_event, replayed=replayed)

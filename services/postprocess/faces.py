@@ -18,16 +18,22 @@ _LEAST_EDGE = 128
 _LARGEST_EDGE = 480
 _JUMP = 0.5
 _GROWTH = 1.5
+_LOST_LOOKS = 3
+_MARGIN = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Face:
-    """A face in pixels of the picture that was searched; `eyes` is None where it is too small to tell."""
+    """A face in pixels of the picture that was searched; `eyes` is None where it is too small to tell.
+
+    `inside`: it is so far from the sides of the picture that it has hardly left before the next look.
+    """
 
     x: float
     y: float
     size: float
     eyes: int | None
+    inside: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +65,14 @@ class FaceTrack:
         seen = [position for position, (_, face) in enumerate(self._looks) if face is not None]
         if len(seen) < 3:
             return None
-        looks = self._looks[seen[0] : seen[-1] + 1]
+        # A face may leave; one that is gone from the middle of the picture, and does not come back, fell apart.
+        farewell = self._looks[seen[-1]][1]
+        lost = _LOST_LOOKS if farewell is not None and farewell.inside else 0
+        looks = self._looks[seen[0] : seen[-1] + 1 + lost]
         bad = 0
         for (_, before), (_, after) in pairwise(looks):
             bad += after is None or before is None or _unlike(before, after)
-        return FaceScore(value=bad / (len(looks) - 1), first=looks[0][0], last=looks[-1][0])
+        return FaceScore(value=float(bad) / (len(looks) - 1), first=looks[0][0], last=looks[-1][0])
 
     @cached_property
     def _frontal(self) -> cv2.CascadeClassifier:
@@ -85,7 +94,8 @@ class FaceTrack:
         if size >= _LEAST_EYES_AT:
             upper = searched[y : y + size * 6 // 10, x : x + size]
             eyes = len(self._eye.detectMultiScale(upper, scaleFactor=1.1, minNeighbors=4))
-        return Face(x=x + size / 2, y=y + size / 2, size=float(size), eyes=eyes)
+        inside = min(x, searched.shape[1] - x - size) > _MARGIN * size
+        return Face(x=x + size / 2, y=y + size / 2, size=float(size), eyes=eyes, inside=bool(inside))
 
 
 def _unlike(before: Face, after: Face) -> bool:

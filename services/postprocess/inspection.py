@@ -2,14 +2,15 @@
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
 from services.postprocess.faces import FaceTrack
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.measures import Gray, Measures, difference, luma_of, measured, small
+from services.postprocess.measures import Measures, luma_of, measured, small
+from services.postprocess.motion import Flicker, Stillness
 
 
 class Check(enum.Enum):
@@ -23,6 +24,7 @@ class Check(enum.Enum):
     BLUR = "blur"
     BLOCKING = "blocking"
     FACE = "face"
+    NOT_FINITE = "not_finite"
 
 
 class Action(enum.Enum):
@@ -31,30 +33,36 @@ class Action(enum.Enum):
     NOTE = "note"
     WARN = "warn"
     FAIL = "fail"
+    RETRY = "retry"
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a clip with such a finding is not delivered."""
+        return self in (Action.FAIL, Action.RETRY)
 
 
 THRESHOLDS: Final[Mapping[Check, float]] = MappingProxyType(
     {
         Check.BLACK: 0.98,
         Check.FROZEN: 0.25,
-        Check.FLICKER: 5.0,
-        Check.UNDEREXPOSED: 0.85,
+        Check.FLICKER: 4.0,
+        Check.UNDEREXPOSED: 0.83,
         Check.OVEREXPOSED: 0.5,
-        Check.BLUR: 24.0,
-        Check.BLOCKING: 3.0,
+        Check.BLUR: 13.0,
+        Check.BLOCKING: 2.5,
         Check.FACE: 0.34,
+        Check.NOT_FINITE: 0.0,
     }
 )
-"""A check finds something where its score is above this.
+"""A check finds something where its score is above this. docs/quality-gate.md says how they were calibrated.
 
-Black, under- and overexposed: the share of dark or clipped pixels. Frozen: seconds without a change (in a clip that
-moves, one repeated frame is enough). Flicker: levels by which a frame's mean luma stands out from both neighbours.
-Blur: width of the sharpest edges in 1/256 of the longer edge. Blocking: steps on the 8x8 grid over those beside it.
-Face: share of the steps between looks at which a face jumps, changes its size, vanishes or loses its eyes.
+Black and overexposed: the share of dark or clipped pixels. Frozen: seconds without a change (in a clip that moves, one
+repeated frame is enough). Flicker: per cent by which up to three frames' mean luma stands out from both sides.
+Underexposed: the share of the range that lies above all but the brightest hundredth of the pixels. Blur: width of the
+sharpest edges in 1/256 of the longer edge. Blocking: steps on the 8x8 grid over those beside it. Face: share of the
+steps between looks at which a face jumps, changes its size, vanishes or loses its eyes. Not finite: frames that have
+values that are not finite; the decoder finds them, and they always end the work.
 """
-
-_STILL = 0.05
-_MOVING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +85,17 @@ class Finding:
     threshold: float
 
 
+class QualityRefused(Exception):
+    """The quality gate found something that must not be delivered."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(
+            f"{finding.check.value} from {finding.start:.3g} s to {finding.end:.3g} s, "
+            f"score {finding.score:.3g} above {finding.threshold:.3g}"
+        )
+        self.finding = finding
+
+
 @dataclass(slots=True)
 class _Range:
     first: int
@@ -84,28 +103,12 @@ class _Range:
     score: float
 
 
-@dataclass(slots=True)
-class _Still:
-    """A run of frames that repeat the one at `first`."""
-
-    first: int
-    repeated: int = 0
-    motion_before: float = 0.0
-
-
-@dataclass(slots=True)
-class _Past:
-    """The frames that the next one is compared with: small luma and mean luma."""
-
-    gray: Gray | None = None
-    lumas: list[float] = field(default_factory=list)
-    motion: float = 0.0
-
-
 class Inspector:
     """Lets frames through unchanged and looks at every one; `findings` is complete after `flush`.
 
-    It holds one small frame and one range for each check. A check whose rule is missing notes what it finds.
+    It holds one small frame and one range for each check. A check whose rule is missing notes what it finds. Both
+    `push` and `flush` raise `QualityRefused` as soon as it is certain that a rule refuses the clip. `worst` is each
+    check's highest score so far, found or not.
     """
 
     name = "inspect"
@@ -114,95 +117,105 @@ class Inspector:
         self._fps = fps
         self._rules = {check: (rules or {}).get(check, Rule()) for check in Check}
         self._open: dict[Check, _Range] = {}
-        self._past = _Past()
-        self._still = _Still(first=0)
+        self._stillness = Stillness(fps=fps, longest=self._threshold(Check.FROZEN))
+        self._flicker = Flicker()
         self._faces = FaceTrack(fps=fps)
         self._count = 0
         self.findings: list[Finding] = []
+        self.worst: dict[Check, float] = {}
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """Look at these frames, and pass them on."""
         for offset, picture in enumerate(item.pixels):
             self._look(item.first + offset, picture)
+        self._refuse()
         yield item
 
     def flush(self) -> Iterator[Frames]:
         """Close what is open; nothing is held back."""
-        self._end_still(self._count, motion_after=0.0)
+        still = self._stillness.end(self._count)
+        if still is not None:
+            self._find(Check.FROZEN, still.first, still.last, still.seconds)
         for check in list(self._open):
             self._close(check)
         score = self._faces.score()
-        if score is not None and score.value > self._threshold(Check.FACE):
-            self._find(Check.FACE, score.first, score.last, score.value)
+        if score is not None:
+            self._note(Check.FACE, score.value)
+            if score.value > self._threshold(Check.FACE):
+                self._find(Check.FACE, score.first, score.last, score.value)
         self.findings.sort(key=lambda finding: (finding.start, finding.check.value))
+        self._refuse()
         yield from ()
 
     def _look(self, index: int, picture: Pixels) -> None:
         gray = luma_of(picture)
         measures = measured(gray)
         self._judge_picture(index, measures)
-        self._judge_motion(index, small(gray), measures.luma)
+        still = self._stillness.see(index, small(gray))
+        if still is not None:
+            self._find(Check.FROZEN, still.first, still.last, still.seconds)
+        jump = self._flicker.see(index, measures.luma)
+        self._judge(Check.FLICKER, jump.first, jump.last, jump.score)
         self._faces.look(index, gray)
         self._count = index + 1
 
     def _judge_picture(self, index: int, measures: Measures) -> None:
         black = measures.dark > self._threshold(Check.BLACK)
         flat = black or measures.bright > self._threshold(Check.OVEREXPOSED)
-        self._judge(Check.BLACK, index, measures.dark)
-        self._judge(Check.UNDEREXPOSED, index, 0.0 if black else measures.dark)
-        self._judge(Check.OVEREXPOSED, index, measures.bright)
-        self._judge(Check.BLUR, index, 0.0 if flat else measures.edge_width)
-        self._judge(Check.BLOCKING, index, measures.blocking)
+        for check, score in (
+            (Check.BLACK, measures.dark),
+            (Check.UNDEREXPOSED, 0.0 if black else measures.unlit),
+            (Check.OVEREXPOSED, measures.bright),
+            (Check.BLUR, 0.0 if flat else measures.edge_width),
+            (Check.BLOCKING, measures.blocking),
+        ):
+            self._judge(check, index, index, score)
 
-    def _judge_motion(self, index: int, gray: Gray, luma: float) -> None:
-        past = self._past
-        if past.gray is not None:
-            change = difference(gray, past.gray)
-            if change < _STILL:
-                self._still.repeated += 1
-            else:
-                self._end_still(index, motion_after=change)
-                self._still = _Still(first=index, motion_before=change)
-        past.gray = gray
-        past.lumas = [*past.lumas[-2:], luma]
-        if len(past.lumas) == 3:
-            before, middle, after = past.lumas
-            rises = (middle - before) * (middle - after) > 0
-            self._judge(Check.FLICKER, index - 1, min(abs(middle - before), abs(middle - after)) if rises else 0.0)
-
-    def _end_still(self, index: int, *, motion_after: float) -> None:
-        """A run without a change ends before frame `index`."""
-        still = self._still
-        seconds = float(still.repeated / self._fps)
-        repeats = still.repeated and min(still.motion_before, motion_after) > _MOVING
-        if seconds > self._threshold(Check.FROZEN) or repeats:
-            self._find(Check.FROZEN, still.first, index - 1, seconds)
-
-    def _judge(self, check: Check, index: int, score: float) -> None:
+    def _judge(self, check: Check, first: int, last: int, score: float) -> None:
+        self._note(check, score)
         found = self._open.get(check)
+        if found and first > found.last + 1:
+            self._close(check)
+            found = None
         if score <= self._threshold(check):
-            if found and index > found.last + 1:
-                self._close(check)
-        elif found:
-            found.last, found.score = index, max(found.score, score)
+            return
+        if found:
+            found.first, found.last = min(found.first, first), max(found.last, last)
+            found.score = max(found.score, score)
         else:
-            self._open[check] = _Range(first=index, last=index, score=score)
+            self._open[check] = _Range(first=first, last=last, score=score)
 
     def _close(self, check: Check) -> None:
         found = self._open.pop(check)
         self._find(check, found.first, found.last, found.score)
 
     def _find(self, check: Check, first: int, last: int, score: float) -> None:
-        self.findings.append(
-            Finding(
-                check=check,
-                action=self._rules[check].action,
-                start=float(first / self._fps),
-                end=float((last + 1) / self._fps),
-                score=score,
-                threshold=self._threshold(check),
-            )
+        self._note(check, score)
+        self.findings.append(self._finding(check, first, last, score))
+
+    def _refuse(self) -> None:
+        """Raise `QualityRefused` for the first thing found so far that a rule refuses."""
+        found = [finding for finding in self.findings if finding.action.refuses]
+        still = self._stillness.certain(self._count)
+        ranges = [(check, each.first, each.last, each.score) for check, each in self._open.items()]
+        if still is not None:
+            ranges.append((Check.FROZEN, still.first, still.last, still.seconds))
+        found += [self._finding(*each) for each in ranges if self._rules[each[0]].action.refuses]
+        if found:
+            raise QualityRefused(min(found, key=lambda finding: (finding.start, finding.check.value)))
+
+    def _finding(self, check: Check, first: int, last: int, score: float) -> Finding:
+        return Finding(
+            check=check,
+            action=self._rules[check].action,
+            start=float(first / self._fps),
+            end=float((last + 1) / self._fps),
+            score=score,
+            threshold=self._threshold(check),
         )
+
+    def _note(self, check: Check, score: float) -> None:
+        self.worst[check] = max(self.worst.get(check, 0.0), score)
 
     def _threshold(self, check: Check) -> float:
         stated = self._rules[check].threshold

@@ -9,24 +9,32 @@ import numpy.typing as npt
 from services.postprocess.frames import Pixels
 
 Gray = npt.NDArray[np.uint8]
+Levels = npt.NDArray[np.float32]
 
 _EDGE = 256
+_LEAST_EDGE = 192
 _DARK = 24
 _BRIGHT = 250
 _BLOCK = 8
+_CELLS = 32
+_NEIGHBOURHOOD = 11
+_FLAT = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measures:
     """One picture: `luma` is its mean (0 to 255), `dark` and `bright` are shares of its pixels.
 
-    `edge_width` is how many pixels its sharpest edges take, as shares of 256 pixels of the longer edge; `blocking` is
-    how much stronger the steps on an 8x8 grid are than those beside it, 1 where there is no grid.
+    `dark` counts as FFmpeg's `blackdetect` does by default, below a tenth of the range. `unlit` is the share of the
+    range that lies above all but the brightest hundredth of the pixels. `edge_width` is how many pixels its sharpest
+    edges take, as shares of 256 pixels of the longer edge; `blocking` is how much stronger the steps on an 8x8 grid are
+    than those beside it, 1 where there is no grid.
     """
 
     luma: float
     dark: float
     bright: float
+    unlit: float
     edge_width: float
     blocking: float
 
@@ -52,24 +60,51 @@ def measured(gray: Gray) -> Measures:
         luma=float(reduced.mean()),
         dark=float((reduced < _DARK).mean()),
         bright=float((reduced >= _BRIGHT).mean()),
-        edge_width=_edge_width(reduced) * _EDGE / max(reduced.shape),
+        unlit=1 - _level(reduced, 0.99) / 255,
+        edge_width=_edge_width(reduced),
         blocking=_blocking(gray),
     )
 
 
-def difference(gray: Gray, before: Gray) -> float:
-    """The mean absolute difference of two small pictures, in levels."""
-    return float(cv2.absdiff(gray, before).mean())
+def change(gray: Gray, before: Gray) -> float:
+    """The mean absolute difference, in levels, of the 8x8 pixels of two small pictures that differ most.
+
+    A mean over the whole picture would call a small thing that moves a still picture.
+    """
+    return float(cv2.blur(cv2.absdiff(gray, before).astype(np.float32), (_BLOCK, _BLOCK)).max())
 
 
 def _edge_width(gray: Gray) -> float:
-    """The contrast of the picture over its steepest slopes: 1 or 2 pixels when sharp, and the more the more blurred."""
-    across = cv2.Scharr(gray, cv2.CV_32F, 1, 0)
-    down = cv2.Scharr(gray, cv2.CV_32F, 0, 1)
-    # A Scharr kernel adds up 32 steps of one level; halves of a level fit into a byte.
-    slopes = np.asarray(cv2.convertScaleAbs(cv2.magnitude(across, down), alpha=2 / 32), np.uint8)
-    contrast = _level(gray, 0.99) - _level(gray, 0.01)
-    return contrast / max(_level(slopes, 0.998) / 2, 0.5)
+    """The contrast around a place over the steepest slope there, at the sharpest of the places with most contrast.
+
+    About 2.5 deviations of the blur in 1/256 of the longer edge, and a few of them in a sharp picture. A picture of
+    less than 192 pixels counts as one of 192: it has not the pixels to be as sharp.
+    """
+    longest = max(gray.shape)
+    # A blurred picture of 8 bits is a staircase: without this its steps would pass for slopes.
+    levels = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), longest / 100)
+    # A Scharr kernel adds up 32 steps of one level.
+    slopes = cv2.magnitude(cv2.Scharr(levels, cv2.CV_32F, 1, 0), cv2.Scharr(levels, cv2.CV_32F, 0, 1)) / 32
+    around = np.ones((_NEIGHBOURHOOD, _NEIGHBOURHOOD), np.uint8)
+    edge = max(1, longest // _CELLS)
+    highest, lowest, steepest = (
+        np.asarray(cv2.dilate(_pooled(np.asarray(values, np.float32), edge), around), np.float32)
+        for values in (levels, -levels, slopes)
+    )
+    contrast = highest + lowest
+    telling = contrast >= max(_FLAT, 0.5 * float(contrast.max()))
+    if not telling.any():
+        return 0.0
+    widths = contrast[telling] / np.maximum(steepest[telling], 0.1)
+    return float(np.percentile(widths, 5)) * _EDGE / max(longest, _LEAST_EDGE)
+
+
+def _pooled(values: Levels, edge: int) -> Levels:
+    """The greatest of the values in each cell of `edge` x `edge` pixels; cells that stick out are filled up."""
+    height, width = values.shape
+    padded = np.pad(values, ((0, -height % edge), (0, -width % edge)), mode="edge")
+    rows, columns = padded.shape
+    return np.asarray(padded.reshape(rows // edge, edge, columns // edge, edge).max(axis=(1, 3)), np.float32)
 
 
 def _level(levels: Gray, share: float) -> float:

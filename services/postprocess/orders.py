@@ -84,6 +84,7 @@ CHECKS: Final[Mapping[int, Check]] = MappingProxyType(
         finishing_pb2.INSPECTION_CHECK_BLUR: Check.BLUR,
         finishing_pb2.INSPECTION_CHECK_BLOCKING: Check.BLOCKING,
         finishing_pb2.INSPECTION_CHECK_FACE: Check.FACE,
+        finishing_pb2.INSPECTION_CHECK_NOT_FINITE: Check.NOT_FINITE,
     }
 )
 ACTIONS: Final[Mapping[int, Action]] = MappingProxyType(
@@ -91,6 +92,7 @@ ACTIONS: Final[Mapping[int, Action]] = MappingProxyType(
         finishing_pb2.FINDING_ACTION_NOTE: Action.NOTE,
         finishing_pb2.FINDING_ACTION_WARN: Action.WARN,
         finishing_pb2.FINDING_ACTION_FAIL: Action.FAIL,
+        finishing_pb2.FINDING_ACTION_RETRY: Action.RETRY,
     }
 )
 

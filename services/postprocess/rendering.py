@@ -5,7 +5,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,14 +14,14 @@ import torch
 
 from services.model.device import DeviceThread
 from services.postprocess.animation import Animation
-from services.postprocess.chain import Chain, Work
+from services.postprocess.chain import Chain, StageFailed, Work
 from services.postprocess.claim import Claim
 from services.postprocess.decode import WanDecoder, decode_frames
 from services.postprocess.delivery import Gathered, Seal, write_files
 from services.postprocess.finish import Finisher
 from services.postprocess.fragments import Fragment
 from services.postprocess.frames import Stage
-from services.postprocess.inspection import Action, Finding, Inspector
+from services.postprocess.inspection import Finding, Inspector, QualityRefused
 from services.postprocess.interpolate import Interpolator
 from services.postprocess.loop import Looper
 from services.postprocess.mark import Marker
@@ -59,14 +59,6 @@ class Finished:
     sha256: str
     work: tuple[Work, ...]
     findings: tuple[Finding, ...]
-
-
-class QualityRefused(Exception):
-    """The quality gate found something that must not be delivered."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(f"{finding.check.value} from {finding.start:g} s to {finding.end:g} s")
-        self.finding = finding
 
 
 Event: TypeAlias = Work | Fragment | Poster | ContactSheet | OutputPart | Finished
@@ -121,20 +113,28 @@ class Rendering:
     async def events(self, device: DeviceThread, latents: torch.Tensor) -> AsyncGenerator[Event, None]:
         """Render normalised `latents` [C, T, h, w]: a `Work` for each chunk, fragments, stills, files, `Finished`.
 
-        Raises `StageFailed` where a stage breaks, `QualityRefused` where a finding's rule says so, and `SigningFailed`.
-        Closing it early stops within one chunk.
+        Raises `StageFailed` where a stage breaks, `QualityRefused` as soon as it is certain that a rule refuses the
+        clip, and `SigningFailed`. Closing it early stops within one chunk.
         """
         with tempfile.TemporaryDirectory(prefix="rushes-render-") as folder:
-            async with aclosing(self._events(device, latents, Path(folder))) as events:
-                async for event in events:
-                    yield event
+            try:
+                async with aclosing(self._events(device, latents, Path(folder))) as events:
+                    async for event in events:
+                        yield event
+            except StageFailed as failed:
+                if isinstance(failed.__cause__, QualityRefused):
+                    raise failed.__cause__ from None
+                raise
 
     async def _events(self, device: DeviceThread, latents: torch.Tensor, folder: Path) -> AsyncGenerator[Event, None]:
         chain = Chain(device, decode_frames(self._decoder, latents), self.stages)
         origin = Origin(producer=self._maker.producer, clip=_number(latents))
         digest, size, frames = hashlib.sha256(), 0, 0
         spool = Spool(folder) if self.plan.needs_spool else None
-        async with aclosing(chain.items()) as items:
+        async with AsyncExitStack() as opened:
+            if spool is not None:
+                opened.callback(spool.close)
+            items = await opened.enter_async_context(aclosing(chain.items()))
             async for item in items:
                 if isinstance(item, Fragment):
                     if item.index == 0:
@@ -145,9 +145,6 @@ class Rendering:
                     if spool is not None:
                         spool.append(item)
                 yield item
-        refusing = [finding for finding in self._inspector.findings if finding.action is Action.FAIL]
-        if refusing:
-            raise QualityRefused(refusing[0])
         if self._stills.poster:
             yield Poster(still=self._stills.poster)
         if self._stills.contact_sheet:

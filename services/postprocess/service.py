@@ -10,7 +10,7 @@ import cv2
 from diffusers import AutoencoderKLWan
 
 from rushes.v1 import postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.errors import FailedPrecondition, Internal, InvalidRequest, Unavailable
+from services.chassis.errors import InvalidRequest, Unavailable
 from services.chassis.incoming import Context
 from services.chassis.lifecycle import Mounted
 from services.chassis.logs import logger
@@ -21,16 +21,18 @@ from services.model.weights import load_module
 from services.postprocess.chain import StageFailed, Work
 from services.postprocess.codecs import Codec, present_encoders
 from services.postprocess.config import PostprocessConfig
-from services.postprocess.decode import NotFinite, WanDecoder
+from services.postprocess.decode import WanDecoder
 from services.postprocess.fragments import Fragment
 from services.postprocess.frame_reading import render_frames
+from services.postprocess.inspection import QualityRefused
 from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
 from services.postprocess.mp4 import EncoderRefused
 from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.provenance import Maker
-from services.postprocess.rendering import Finished, QualityRefused, Rendering
+from services.postprocess.refusals import quality_refusal, signing_failure, stage_failure
+from services.postprocess.rendering import Finished, Rendering
 from services.postprocess.signing import Signer, SigningFailed, open_signer
 from services.postprocess.upscale import Upscalers, load_upscalers
 from services.postprocess.wire import (
@@ -114,17 +116,12 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                             yield artifact_message(event)
         except StageFailed as failed:
             logger(__name__).exception("stage_failed", stage=failed.stage)
-            raise _spoken(failed) from failed
+            raise stage_failure(failed, plan) from failed
         except SigningFailed as failed:
             logger(__name__).exception("signing_failed")
-            raise FailedPrecondition("The finished file could not be signed.", reason="SIGNING_FAILED") from failed
+            raise signing_failure() from failed
         except QualityRefused as refused:
-            finding = refused.finding
-            raise FailedPrecondition(
-                f"The quality gate refused the clip: {refused}.",
-                reason="QUALITY_GATE",
-                metadata={"check": finding.check.value, "start": f"{finding.start:g}", "end": f"{finding.end:g}"},
-            ) from refused
+            raise quality_refusal(refused.finding) from refused
 
     async def PlanRender(  # noqa: N802  (the name in the proto)
         self, request: postprocess_pb2.PlanRenderRequest, _context: Context
@@ -225,14 +222,3 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
                 full_name="rushes.v1.PostprocessService",
             )
         ]
-
-
-def _spoken(failed: StageFailed) -> Internal:
-    """What the caller hears of a stage that broke."""
-    if isinstance(failed.__cause__, NotFinite):
-        return Internal(
-            f"Frame {failed.__cause__.frame} came out of the decoder with values that are not finite.",
-            reason="DECODE_NOT_FINITE",
-            metadata={"stage": failed.stage, "frame": str(failed.__cause__.frame)},
-        )
-    return Internal(f"The stage {failed.stage} failed.", reason="STAGE_FAILED", metadata={"stage": failed.stage})

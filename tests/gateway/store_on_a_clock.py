@@ -22,7 +22,7 @@ def event(job: Job) -> bytes:
     return job.state.name.lower().encode()
 
 
-STORY = Story(terminal=event, replayed=lambda payload: payload == b"fragment")
+STORY = Story(terminal=event, replayed=lambda payloads: [payload for payload in payloads if payload == b"fragment"])
 
 
 class Store:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.inspection import Action, Check, Finding, Inspector, Rule
+from services.postprocess.inspection import Action, Check, Finding, Inspector, QualityRefused, Rule
 
 Draw = Callable[..., Pixels]
 FPS = Fraction(16)
@@ -47,8 +47,7 @@ def _flicker(pixels: Pixels) -> Pixels:
 
 
 def _dark(pixels: Pixels) -> Pixels:
-    pixels[8:16] //= 10
-    pixels[8:16, :20, :40] = 90
+    pixels[8:16] = (pixels[8:16] * 0.15).astype(np.uint8)
     return pixels
 
 
@@ -138,3 +137,62 @@ def test_a_face_that_changes_its_size_and_vanishes_is_found() -> None:
 
     (finding,) = [finding for finding in _findings(frames) if finding.check is Check.FACE]
     assert finding.score > 0.5
+
+
+def test_a_face_that_falls_apart_in_the_middle_of_the_picture_is_found_and_one_that_leaves_is_not() -> None:
+    lost = np.stack([_portrait(shift=30, hidden=index >= 12) for index in range(33)])
+    left = np.stack([np.pad(_portrait(), ((0, 0), (0, 160), (0, 0)))[:, 5 * index :][:, :320] for index in range(33)])
+
+    (finding,) = [finding for finding in _findings(lost) if finding.check is Check.FACE]
+    assert finding.end > 12 / 16
+    assert not [finding for finding in _findings(left) if finding.check is Check.FACE]
+
+
+def test_a_flash_of_three_frames_is_flicker_as_a_whole(clean: Pixels) -> None:
+    clean[12:15] = (clean[12:15] * 0.7).astype(np.uint8)
+
+    (finding,) = [finding for finding in _findings(clean) if finding.check is Check.FLICKER]
+    assert (finding.start, finding.end) == (12 / 16, 15 / 16)
+
+
+def test_a_frame_repeated_with_a_little_noise_is_found(clean: Pixels) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.7, clean[11].shape).round()
+    clean[12] = np.clip(clean[11] + noise, 0, 255).astype(np.uint8)
+
+    (finding,) = [finding for finding in _findings(clean) if finding.check is Check.FROZEN]
+    assert (finding.start, finding.end) == (11 / 16, 13 / 16)
+
+
+def test_something_small_that_moves_is_not_frozen(moving_square: Draw) -> None:
+    still = np.repeat(moving_square(1, width=256, height=192), 33, axis=0)
+    for index in range(33):
+        still[index, 100:104, 100 + index : 104 + index] = 255
+
+    assert not [finding for finding in _findings(still) if finding.check is Check.FROZEN]
+
+
+@pytest.mark.parametrize("action", [Action.FAIL, Action.RETRY])
+def test_a_refused_clip_is_refused_in_the_chunk_that_makes_it_certain(clean: Pixels, action: Action) -> None:
+    inspector = Inspector(fps=FPS, rules={Check.BLACK: Rule(action=action)})
+    pixels = _black(clean)
+
+    for first in (0, 4):
+        list(inspector.push(Frames(first=first, pixels=pixels[first : first + 4])))
+    with pytest.raises(QualityRefused) as refused:
+        list(inspector.push(Frames(first=8, pixels=pixels[8:12])))
+
+    finding = refused.value.finding
+    assert (finding.check, finding.action, finding.start, finding.end) == (Check.BLACK, action, 8 / 16, 12 / 16)
+    assert finding.score > finding.threshold
+
+
+def test_a_picture_that_stays_is_refused_before_it_goes(clean: Pixels) -> None:
+    inspector = Inspector(fps=FPS, rules={Check.FROZEN: Rule(action=Action.FAIL)})
+    clean[8:] = clean[8]
+
+    for first in (0, 4, 8):
+        list(inspector.push(Frames(first=first, pixels=clean[first : first + 4])))
+    with pytest.raises(QualityRefused) as refused:
+        list(inspector.push(Frames(first=12, pixels=clean[12:16])))
+
+    assert (refused.value.finding.start, refused.value.finding.end) == (8 / 16, 16 / 16)

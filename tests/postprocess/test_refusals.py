@@ -45,6 +45,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
 
 def _bad_finishes() -> list[tuple[dict[str, object], str]]:
     twice = {"check": finishing_pb2.INSPECTION_CHECK_BLACK}
+    not_finite = {"check": finishing_pb2.INSPECTION_CHECK_NOT_FINITE}
     return [
         ({"finish": {"target_fps": 121}}, "start.finish.target_fps"),
         ({"finish": {"upscale": 3}}, "start.finish.upscale"),
@@ -65,6 +66,11 @@ def _bad_finishes() -> list[tuple[dict[str, object], str]]:
         ({"finish": {"subtitle_language": "English!"}}, "start.finish.subtitle_language"),
         ({"video": {"container": postprocess_pb2.CONTAINER_WEBM}}, "start.video.container"),
         ({"inspection": {"rules": [twice, twice]}}, "start.inspection.rules[1].check"),
+        ({"inspection": {"rules": [twice | {"retakes": 2}]}}, "start.inspection.rules[0]"),
+        ({"inspection": {"rules": [twice | {"action": 4, "retakes": 9}]}}, "start.inspection.rules[0].retakes"),
+        ({"inspection": {"rules": [twice | {"threshold": float("nan")}]}}, "start.inspection.rules[0].threshold"),
+        ({"inspection": {"rules": [not_finite | {"action": 2}]}}, "start.inspection.rules[0]"),
+        ({"inspection": {"retake_within_seconds": -1}}, "start.inspection.retake_within_seconds"),
     ]
 
 

@@ -260,6 +260,35 @@ async def test_the_quality_gate_reports_what_it_finds_and_refuses_where_the_rule
     assert isinstance(refused, FailedPrecondition)
     assert refused.reason == "QUALITY_GATE"
     assert refused.metadata["check"] == "overexposed"
+    assert (float(refused.metadata["start"]), float(refused.metadata["threshold"])) == (0, -1)
+    assert float(refused.metadata["score"]) == pytest.approx(finding.score, rel=1e-4)
+
+
+@pytest.mark.parametrize("action", [finishing_pb2.FINDING_ACTION_FAIL, finishing_pb2.FINDING_ACTION_RETRY])
+async def test_a_refused_clip_is_not_rendered_to_its_end_and_leaves_no_file(
+    postprocess: OpenService, action: int
+) -> None:
+    rule = {"check": finishing_pb2.INSPECTION_CHECK_BLUR, "action": action, "threshold": -1.0}
+    policy = finishing_pb2.InspectionPolicy(rules=[rule])
+    requests = render_requests(draw_latents(81), inspection=policy, artifacts=[postprocess_pb2.ARTIFACT_KIND_VIDEO])
+    heard: list[str] = []
+    async with postprocess(slots=1) as service:
+        refused = await _heard_until_refused(service, requests, heard)
+        again = await render(service, render_requests(draw_latents(1)))
+
+    assert refused.reason == "QUALITY_GATE"
+    assert heard.count("progress") < 21
+    assert not {"output", "artifact", "result"} & set(heard)
+    assert again.result.num_frames == 1
+
+
+async def _heard_until_refused(service: Service, requests: Requests, heard: list[str]) -> RushesError:
+    try:
+        async for response in service.stub.Render(iter(requests)):
+            heard.append(str(response.WhichOneof("message")))  # noqa: PERF401 - it is kept up to the refusal
+    except grpc.aio.AioRpcError as refused:
+        return from_rpc_error(refused)
+    raise AssertionError("the clip was not refused")
 
 
 async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_frame(postprocess: OpenService) -> None:
@@ -269,8 +298,17 @@ async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_f
         refused = await refusal(service, render_requests(latents))
         clip = await render(service, render_requests(draw_latents(1)))
 
+    assert isinstance(refused, FailedPrecondition)
     assert refused.reason == "DECODE_NOT_FINITE"
-    assert dict(refused.metadata) == {"stage": "decode", "frame": "1"}
+    assert dict(refused.metadata) == {
+        "stage": "decode",
+        "frame": "1",
+        "check": "not_finite",
+        "start": "0.0625",
+        "end": "0.5625",
+        "score": "8",
+        "threshold": "0",
+    }
     assert clip.result.num_frames == 1
 
 

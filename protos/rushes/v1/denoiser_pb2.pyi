@@ -174,6 +174,7 @@ class DenoiseStart(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     REUSE_PREFIX_FIELD_NUMBER: _builtins.int
+    BLACK_SHARE_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The generation this work belongs to: for logs and traces."""
     model: _builtins.str
@@ -197,6 +198,10 @@ class DenoiseStart(_message.Message):
     reuse_prefix: _builtins.bool
     """Begin from the state at the expert boundary where this process remembers one of equal text, seed and high-noise
     settings, and remember it where not. The result is the same, bit for bit.
+    """
+    black_share: _builtins.float
+    """Share of the predicted clip above which its darkness ends the run (PREDICTION_BLACK), judged where the noise level
+    is 0.75 or less. 0: it goes on however dark the prediction is.
     """
     @_builtins.property
     def shape(self) -> _sampling_pb2.VideoShape:
@@ -235,10 +240,11 @@ class DenoiseStart(_message.Message):
         priority: _builtins.int = ...,
         adapters: _abc.Iterable[Global___AdapterUse] | None = ...,
         reuse_prefix: _builtins.bool = ...,
+        black_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "checkpoints", b"checkpoints", "end_step", b"end_step", "previews", b"previews", "sampling", b"sampling", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "adapters", b"adapters", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "priority", b"priority", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_step", b"_end_step", "adapters", b"adapters", "black_share", b"black_share", "checkpoints", b"checkpoints", "conditioning_size", b"conditioning_size", "end_step", b"end_step", "first_step", b"first_step", "generation_id", b"generation_id", "model", b"model", "previews", b"previews", "priority", b"priority", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "seed", b"seed", "shape", b"shape", "state_size", b"state_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_step: _TypeAlias = _typing.Literal["end_step"]  # noqa: Y015
     _WhichOneofArgType__end_step: _TypeAlias = _typing.Literal["_end_step", b"_end_step"]  # noqa: Y015

@@ -65,7 +65,8 @@ class DenoiserServiceServicer:
 
         INVALID_ARGUMENT: settings outside the model's limits, a bundle of the wrong kind, shape or dtype.
         FAILED_PRECONDITION: a state that belongs to another model, schedule or shape; steps of an expert that this process
-        does not hold; a clip that needs more memory than the device has. RESOURCE_EXHAUSTED (with RetryInfo): every slot is
+        does not hold; a clip that needs more memory than the device has; in the middle of a run, a prediction that is not
+        finite (reason LATENTS_NOT_FINITE) or black (PREDICTION_BLACK). RESOURCE_EXHAUSTED (with RetryInfo): every slot is
         taken, or the memory by other runs. DATA_LOSS: a chunk's checksum is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,7 +47,8 @@ class DenoiserServiceStub:
 
     INVALID_ARGUMENT: settings outside the model's limits, a bundle of the wrong kind, shape or dtype.
     FAILED_PRECONDITION: a state that belongs to another model, schedule or shape; steps of an expert that this process
-    does not hold; a clip that needs more memory than the device has. RESOURCE_EXHAUSTED (with RetryInfo): every slot is
+    does not hold; a clip that needs more memory than the device has; in the middle of a run, a prediction that is not
+    finite (reason LATENTS_NOT_FINITE) or black (PREDICTION_BLACK). RESOURCE_EXHAUSTED (with RetryInfo): every slot is
     taken, or the memory by other runs. DATA_LOSS: a chunk's checksum is wrong.
     """
     DescribeDenoiser: _grpc.UnaryUnaryMultiCallable[_denoiser_pb2.DescribeDenoiserRequest, _denoiser_pb2.DescribeDenoiserResponse]
@@ -72,7 +73,8 @@ class DenoiserServiceAsyncStub(DenoiserServiceStub):
 
     INVALID_ARGUMENT: settings outside the model's limits, a bundle of the wrong kind, shape or dtype.
     FAILED_PRECONDITION: a state that belongs to another model, schedule or shape; steps of an expert that this process
-    does not hold; a clip that needs more memory than the device has. RESOURCE_EXHAUSTED (with RetryInfo): every slot is
+    does not hold; a clip that needs more memory than the device has; in the middle of a run, a prediction that is not
+    finite (reason LATENTS_NOT_FINITE) or black (PREDICTION_BLACK). RESOURCE_EXHAUSTED (with RetryInfo): every slot is
     taken, or the memory by other runs. DATA_LOSS: a chunk's checksum is wrong.
     """
     DescribeDenoiser: _aio.UnaryUnaryMultiCallable[_denoiser_pb2.DescribeDenoiserRequest, _denoiser_pb2.DescribeDenoiserResponse]  # type: ignore[assignment]
@@ -100,7 +102,8 @@ class DenoiserServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: settings outside the model's limits, a bundle of the wrong kind, shape or dtype.
         FAILED_PRECONDITION: a state that belongs to another model, schedule or shape; steps of an expert that this process
-        does not hold; a clip that needs more memory than the device has. RESOURCE_EXHAUSTED (with RetryInfo): every slot is
+        does not hold; a clip that needs more memory than the device has; in the middle of a run, a prediction that is not
+        finite (reason LATENTS_NOT_FINITE) or black (PREDICTION_BLACK). RESOURCE_EXHAUSTED (with RetryInfo): every slot is
         taken, or the memory by other runs. DATA_LOSS: a chunk's checksum is wrong.
         """
 

@@ -137,11 +137,11 @@ class _InspectionCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inspe
     INSPECTION_CHECK_BLACK: _InspectionCheck.ValueType  # 1
     """Frames without light."""
     INSPECTION_CHECK_FROZEN: _InspectionCheck.ValueType  # 2
-    """Frames that repeat the one before."""
+    """Frames that repeat the one before: a picture that stays, or single frames repeated in a clip that moves."""
     INSPECTION_CHECK_FLICKER: _InspectionCheck.ValueType  # 3
     """Jumps of brightness between neighbours beyond what motion explains."""
     INSPECTION_CHECK_UNDEREXPOSED: _InspectionCheck.ValueType  # 4
-    """Frames whose shadows are crushed."""
+    """Frames without light: even the brightest hundredth of the picture is dark."""
     INSPECTION_CHECK_OVEREXPOSED: _InspectionCheck.ValueType  # 5
     """Frames whose lights are clipped."""
     INSPECTION_CHECK_BLUR: _InspectionCheck.ValueType  # 6
@@ -150,6 +150,8 @@ class _InspectionCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inspe
     """Frames with the edges of coding blocks."""
     INSPECTION_CHECK_FACE: _InspectionCheck.ValueType  # 8
     """Faces that change size or place from frame to frame beyond reason, or lose their eyes."""
+    INSPECTION_CHECK_NOT_FINITE: _InspectionCheck.ValueType  # 9
+    """Values that are not finite, in the latents or in the frames. Always ends the work; a rule may say RETRY or FAIL."""
 
 class InspectionCheck(_InspectionCheck, metaclass=_InspectionCheckEnumTypeWrapper):
     """InspectionCheck is one thing that the quality gate looks for."""
@@ -158,11 +160,11 @@ INSPECTION_CHECK_UNSPECIFIED: InspectionCheck.ValueType  # 0
 INSPECTION_CHECK_BLACK: InspectionCheck.ValueType  # 1
 """Frames without light."""
 INSPECTION_CHECK_FROZEN: InspectionCheck.ValueType  # 2
-"""Frames that repeat the one before."""
+"""Frames that repeat the one before: a picture that stays, or single frames repeated in a clip that moves."""
 INSPECTION_CHECK_FLICKER: InspectionCheck.ValueType  # 3
 """Jumps of brightness between neighbours beyond what motion explains."""
 INSPECTION_CHECK_UNDEREXPOSED: InspectionCheck.ValueType  # 4
-"""Frames whose shadows are crushed."""
+"""Frames without light: even the brightest hundredth of the picture is dark."""
 INSPECTION_CHECK_OVEREXPOSED: InspectionCheck.ValueType  # 5
 """Frames whose lights are clipped."""
 INSPECTION_CHECK_BLUR: InspectionCheck.ValueType  # 6
@@ -171,6 +173,8 @@ INSPECTION_CHECK_BLOCKING: InspectionCheck.ValueType  # 7
 """Frames with the edges of coding blocks."""
 INSPECTION_CHECK_FACE: InspectionCheck.ValueType  # 8
 """Faces that change size or place from frame to frame beyond reason, or lose their eyes."""
+INSPECTION_CHECK_NOT_FINITE: InspectionCheck.ValueType  # 9
+"""Values that are not finite, in the latents or in the frames. Always ends the work; a rule may say RETRY or FAIL."""
 Global___InspectionCheck: _TypeAlias = InspectionCheck  # noqa: Y015
 
 class _FindingAction:
@@ -186,7 +190,9 @@ class _FindingActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Finding
     FINDING_ACTION_WARN: _FindingAction.ValueType  # 2
     """Report it as a warning."""
     FINDING_ACTION_FAIL: _FindingAction.ValueType  # 3
-    """End the work with FAILED_PRECONDITION (reason QUALITY_GATE)."""
+    """End the work with FAILED_PRECONDITION (reason QUALITY_GATE) as soon as the finding is certain."""
+    FINDING_ACTION_RETRY: _FindingAction.ValueType  # 4
+    """As FAIL, but a generation begins again with another seed, as often as the rule's `retakes` says."""
 
 class FindingAction(_FindingAction, metaclass=_FindingActionEnumTypeWrapper):
     """FindingAction is what a finding does to the work."""
@@ -198,7 +204,9 @@ FINDING_ACTION_NOTE: FindingAction.ValueType  # 1
 FINDING_ACTION_WARN: FindingAction.ValueType  # 2
 """Report it as a warning."""
 FINDING_ACTION_FAIL: FindingAction.ValueType  # 3
-"""End the work with FAILED_PRECONDITION (reason QUALITY_GATE)."""
+"""End the work with FAILED_PRECONDITION (reason QUALITY_GATE) as soon as the finding is certain."""
+FINDING_ACTION_RETRY: FindingAction.ValueType  # 4
+"""As FAIL, but a generation begins again with another seed, as often as the rule's `retakes` says."""
 Global___FindingAction: _TypeAlias = FindingAction  # noqa: Y015
 
 @_typing.final
@@ -453,25 +461,36 @@ class InspectionRule(_message.Message):
     CHECK_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    RETAKES_FIELD_NUMBER: _builtins.int
     check: Global___InspectionCheck.ValueType
     """The check."""
     action: Global___FindingAction.ValueType
     """What a finding does."""
     threshold: _builtins.float
     """Replaces the check's own threshold."""
+    retakes: _builtins.int
+    """Where the action is RETRY: how many takes there may be after the first, of which this rule may ask for the last. Not
+    set: 2. When they are used up, the action is that of FAIL.
+    """
     def __init__(
         self,
         *,
         check: Global___InspectionCheck.ValueType = ...,
         action: Global___FindingAction.ValueType = ...,
         threshold: _builtins.float | None = ...,
+        retakes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retakes", b"_retakes", "_threshold", b"_threshold", "retakes", b"retakes", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "action", b"action", "check", b"check", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retakes", b"_retakes", "_threshold", b"_threshold", "action", b"action", "check", b"check", "retakes", b"retakes", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retakes: _TypeAlias = _typing.Literal["retakes"]  # noqa: Y015
+    _WhichOneofArgType__retakes: _TypeAlias = _typing.Literal["_retakes", b"_retakes"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retakes) -> _WhichOneofReturnType__retakes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___InspectionRule: _TypeAlias = InspectionRule  # noqa: Y015
@@ -483,6 +502,11 @@ class InspectionPolicy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RULES_FIELD_NUMBER: _builtins.int
+    RETAKE_WITHIN_SECONDS_FIELD_NUMBER: _builtins.int
+    retake_within_seconds: _builtins.float
+    """Seconds after its acceptance within which a generation must be expected to end for another take to begin: a take is
+    expected to last as long as the longest before it. Not set: no limit.
+    """
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___InspectionRule]:
         """At most one rule a check."""
@@ -491,12 +515,15 @@ class InspectionPolicy(_message.Message):
         self,
         *,
         rules: _abc.Iterable[Global___InspectionRule] | None = ...,
+        retake_within_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retake_within_seconds", b"_retake_within_seconds", "retake_within_seconds", b"retake_within_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retake_within_seconds", b"_retake_within_seconds", "retake_within_seconds", b"retake_within_seconds", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retake_within_seconds: _TypeAlias = _typing.Literal["retake_within_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retake_within_seconds: _TypeAlias = _typing.Literal["_retake_within_seconds", b"_retake_within_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retake_within_seconds) -> _WhichOneofReturnType__retake_within_seconds | None: ...
 
 Global___InspectionPolicy: _TypeAlias = InspectionPolicy  # noqa: Y015
 

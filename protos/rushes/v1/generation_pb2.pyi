@@ -260,6 +260,8 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    TAKES_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable reason in UPPER_SNAKE_CASE, as in ErrorInfo."""
     message: _builtins.str
@@ -268,6 +270,12 @@ class Failure(_message.Message):
     """Stage that failed: `gateway`, `encoder`, `denoiser` or `postprocess`."""
     retryable: _builtins.bool
     """True if the same request may succeed later."""
+    takes: _builtins.int
+    """Takes that were begun: 1 where none was repeated."""
+    @_builtins.property
+    def finding(self) -> _finishing_pb2.Finding:
+        """What the quality gate refused, where it was that which ended the work."""
+
     def __init__(
         self,
         *,
@@ -275,12 +283,16 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         stage: _builtins.str = ...,
         retryable: _builtins.bool = ...,
+        finding: _finishing_pb2.Finding | None = ...,
+        takes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finding", b"_finding", "finding", b"finding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retryable", b"retryable", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finding", b"_finding", "finding", b"finding", "message", b"message", "reason", b"reason", "retryable", b"retryable", "stage", b"stage", "takes", b"takes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__finding: _TypeAlias = _typing.Literal["finding"]  # noqa: Y015
+    _WhichOneofArgType__finding: _TypeAlias = _typing.Literal["_finding", b"_finding"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finding) -> _WhichOneofReturnType__finding | None: ...
 
 Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
@@ -301,6 +313,8 @@ class Video(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MD5_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TAKES_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     """Content type of the finished file."""
     width: _builtins.int
@@ -319,6 +333,10 @@ class Video(_message.Message):
     """SHA-256 of the bytes, 64 hexadecimal digits: the clip's identity."""
     md5: _builtins.str
     """MD5 of the bytes, 32 hexadecimal digits: a checksum for stores and tools that ask for one, never an identity."""
+    seed: _builtins.int
+    """Seed that the clip was made with: that of the spec, or of the take that passed the quality gate."""
+    takes: _builtins.int
+    """Takes that were made, the one that passed included."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[_finishing_pb2.Finding]:
         """What the quality gate found; empty for a clean clip."""
@@ -341,12 +359,16 @@ class Video(_message.Message):
         findings: _abc.Iterable[_finishing_pb2.Finding] | None = ...,
         outputs: _abc.Iterable[_postprocess_pb2.OutputFile] | None = ...,
         md5: _builtins.str = ...,
+        seed: _builtins.int | None = ...,
+        takes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "md5", b"md5", "num_frames", b"num_frames", "outputs", b"outputs", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "content_type", b"content_type", "duration_seconds", b"duration_seconds", "findings", b"findings", "fps", b"fps", "height", b"height", "md5", b"md5", "num_frames", b"num_frames", "outputs", b"outputs", "seed", b"seed", "sha256", b"sha256", "size_bytes", b"size_bytes", "takes", b"takes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___Video: _TypeAlias = Video  # noqa: Y015
 
@@ -502,6 +524,7 @@ class GenerationEvent(_message.Message):
     SUCCEEDED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    RETAKEN_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Position in the history; 0 for an event that is not durable."""
     generation_id: _builtins.str
@@ -544,7 +567,7 @@ class GenerationEvent(_message.Message):
 
     @_builtins.property
     def rendering(self) -> _postprocess_pb2.RenderAccepted:
-        """Decoding begins."""
+        """Decoding begins. A second one voids every fragment before it."""
 
     @_builtins.property
     def rendered(self) -> _postprocess_pb2.RenderProgress:
@@ -574,6 +597,10 @@ class GenerationEvent(_message.Message):
     def cancelled(self) -> Global___CancelledEvent:
         """Terminal: it was cancelled."""
 
+    @_builtins.property
+    def retaken(self) -> Global___RetakenEvent:
+        """The quality gate refused what was made; another take begins. Whatever came of the clip before is void."""
+
     def __init__(
         self,
         *,
@@ -596,12 +623,13 @@ class GenerationEvent(_message.Message):
         succeeded: Global___SucceededEvent | None = ...,
         failed: Global___FailedEvent | None = ...,
         cancelled: Global___CancelledEvent | None = ...,
+        retaken: Global___RetakenEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cancelled", b"cancelled", "checkpointed", b"checkpointed", "denoising", b"denoising", "encoded", b"encoded", "event", b"event", "failed", b"failed", "fragment", b"fragment", "heartbeat", b"heartbeat", "preview", b"preview", "queued", b"queued", "rendered", b"rendered", "rendering", b"rendering", "resumed", b"resumed", "started", b"started", "step", b"step", "succeeded", b"succeeded", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cancelled", b"cancelled", "checkpointed", b"checkpointed", "denoising", b"denoising", "encoded", b"encoded", "event", b"event", "failed", b"failed", "fragment", b"fragment", "heartbeat", b"heartbeat", "preview", b"preview", "queued", b"queued", "rendered", b"rendered", "rendering", b"rendering", "resumed", b"resumed", "retaken", b"retaken", "started", b"started", "step", b"step", "succeeded", b"succeeded", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cancelled", b"cancelled", "checkpointed", b"checkpointed", "denoising", b"denoising", "encoded", b"encoded", "event", b"event", "failed", b"failed", "fragment", b"fragment", "generation_id", b"generation_id", "heartbeat", b"heartbeat", "preview", b"preview", "queued", b"queued", "rendered", b"rendered", "rendering", b"rendering", "resumed", b"resumed", "sequence", b"sequence", "started", b"started", "step", b"step", "succeeded", b"succeeded", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "cancelled", b"cancelled", "checkpointed", b"checkpointed", "denoising", b"denoising", "encoded", b"encoded", "event", b"event", "failed", b"failed", "fragment", b"fragment", "generation_id", b"generation_id", "heartbeat", b"heartbeat", "preview", b"preview", "queued", b"queued", "rendered", b"rendered", "rendering", b"rendering", "resumed", b"resumed", "retaken", b"retaken", "sequence", b"sequence", "started", b"started", "step", b"step", "succeeded", b"succeeded", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "started", "encoded", "denoising", "step", "preview", "checkpointed", "resumed", "rendering", "rendered", "fragment", "artifact", "heartbeat", "succeeded", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "started", "encoded", "denoising", "step", "preview", "checkpointed", "resumed", "rendering", "rendered", "fragment", "artifact", "heartbeat", "succeeded", "failed", "cancelled", "retaken"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -830,6 +858,48 @@ class ResumedEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumedEvent: _TypeAlias = ResumedEvent  # noqa: Y015
+
+@_typing.final
+class RetakenEvent(_message.Message):
+    """RetakenEvent says that the clip is made again with another seed. `denoising` follows, and `rendering` once there are
+    pictures.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAKE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REFUSED_SEED_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    take: _builtins.int
+    """Number of the take that begins, from 2."""
+    seed: _builtins.int
+    """Its seed, derived from the first take's and its number."""
+    refused_seed: _builtins.int
+    """Seed of the take that was refused."""
+    reason: _builtins.str
+    """Stable reason in UPPER_SNAKE_CASE: QUALITY_GATE, DECODE_NOT_FINITE, LATENTS_NOT_FINITE or PREDICTION_BLACK."""
+    @_builtins.property
+    def finding(self) -> _finishing_pb2.Finding:
+        """Why it was refused."""
+
+    def __init__(
+        self,
+        *,
+        take: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        refused_seed: _builtins.int = ...,
+        finding: _finishing_pb2.Finding | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "reason", b"reason", "refused_seed", b"refused_seed", "seed", b"seed", "take", b"take"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetakenEvent: _TypeAlias = RetakenEvent  # noqa: Y015
 
 @_typing.final
 class HeartbeatEvent(_message.Message):

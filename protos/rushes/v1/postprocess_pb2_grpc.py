@@ -70,10 +70,10 @@ class PostprocessServiceServicer:
         `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
         always last.
 
-        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
-        SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
-        out of range.
-        RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+        INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+        finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold; or a file could not be signed
+        (SIGNING_FAILED). RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,10 +42,10 @@ class PostprocessServiceStub:
     `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
     always last.
 
-    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
-    SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
-    out of range.
-    RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+    INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+    finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold; or a file could not be signed
+    (SIGNING_FAILED). RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _grpc.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]
     """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
@@ -75,10 +75,10 @@ class PostprocessServiceAsyncStub(PostprocessServiceStub):
     `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
     always last.
 
-    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
-    SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
-    out of range.
-    RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+    INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+    FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+    finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold; or a file could not be signed
+    (SIGNING_FAILED). RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
     """
     PlanRender: _aio.UnaryUnaryMultiCallable[_postprocess_pb2.PlanRenderRequest, _postprocess_pb2.PlanRenderResponse]  # type: ignore[assignment]
     """PlanRender answers what Render would accept, and refuses what Render would refuse, without latents and without work:
@@ -111,10 +111,10 @@ class PostprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         `progress` and `fragment` as the clip grows; then `artifact` for each still that was asked for; then `result`,
         always last.
 
-        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or a file could not be signed (reason
-        SIGNING_FAILED). INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings
-        out of range.
-        RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
+        INVALID_ARGUMENT: latents of the wrong kind, shape or dtype, latents that are not finite, settings out of range.
+        FAILED_PRECONDITION: the quality gate refused the clip (reason QUALITY_GATE), or the decoder gave values that are not
+        finite (DECODE_NOT_FINITE); the metadata names check, start, end, score and threshold; or a file could not be signed
+        (SIGNING_FAILED). RESOURCE_EXHAUSTED (with RetryInfo): every slot is taken. DATA_LOSS: a chunk's checksum is wrong.
         """
 
     @_abc_1.abstractmethod

@@ -1,7 +1,7 @@
 """The one way into a terminal state: state, terminal event and charge in one transaction."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Story:
     """How the history is told: the terminal event of a job, and which events a cached answer repeats."""
 
     terminal: EventOf
-    replayed: Callable[[bytes], bool]
+    replayed: Callable[[Sequence[bytes]], list[bytes]]
 
 
 async def end(
@@ -133,7 +133,7 @@ async def _free_followers(database: Database, connection: Connection, job: Job, 
 async def answer(database: Database, connection: Connection, job: Job, *, source: Job, now: float, story: Story) -> Job:
     """End a queued generation with the clip of another, whose fragments and stills become its own history."""
     query = select(events.c.payload).where(events.c.generation_id == source.id).order_by(events.c.sequence)
-    payloads = [row.payload for row in await connection.execute(query) if story.replayed(row.payload)]
+    payloads = story.replayed([row.payload for row in await connection.execute(query)])
     row = (
         await connection.execute(
             update(generations)

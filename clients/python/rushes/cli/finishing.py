@@ -46,6 +46,7 @@ _FLAGS: Mapping[str, str] = {
         for name in ("brightness", "contrast", "saturation", "gamma", "sharpness")
     },
     "finish.watermark_id": "--watermark-id",
+    "inspection.retake_within_seconds": "--retake-within",
     "fps": "--source-fps",
     "video.codec": "--codec",
     "video.container": "--format",
@@ -192,7 +193,8 @@ def flags_named() -> Iterator[None]:
 
 
 def _flagged(field: str) -> str:
-    flag = _FLAGS.get(field.removeprefix("spec."))
+    name = field.removeprefix("spec.")
+    flag = "--gate" if name.startswith("inspection.rules") else _FLAGS.get(name)
     return f"{flag} ({field})" if flag else field
 
 

@@ -81,6 +81,7 @@ async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None
         "sha256": generation.video.sha256,
         "md5": generation.video.md5,
         "files": ", ".join(f"{one.name} ({wording.size(one.size_bytes)})" for one in generation.video.outputs),
+        "made": wording.made_with(generation) if generation.HasField("video") else "",
         "mark": f"{spec.finish.watermark_id:016x}" if spec.finish.HasField("watermark_id") else "",
         "failure": f"{generation.failure.stage}: {generation.failure.message}" if generation.failure.reason else "",
         "cached": f"the clip is that of {generation.cached_from}" if generation.cached_from else "",
@@ -89,6 +90,11 @@ async def show(endpoint: Endpoint, generation_id: str, *, as_json: bool) -> None
     for name, fact in facts.items():
         if fact:
             console.print(f"{name:<8} {fact}", markup=False)
+    findings = [*generation.video.findings]
+    if generation.failure.HasField("finding"):
+        findings.append(generation.failure.finding)
+    for found in findings:
+        console.print(f"{'finding':<8} {wording.finding(found)}", markup=False)
     if generation.HasField("latency"):
         print_parts(console, generation.latency)
 

@@ -43,6 +43,9 @@ class Recording:
         kind = event.WhichOneof("event")
         if kind == "queued":
             self.name(event.queued.generation.spec)
+        elif kind in ("rendering", "retaken"):
+            # Whatever came before belongs to a clip that is not delivered.
+            self.discard()
         elif kind == "fragment" and self.video is not None:
             self._append(event.fragment.offset, event.fragment.data)
         elif kind == "artifact":

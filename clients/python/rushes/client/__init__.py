@@ -27,6 +27,7 @@ from rushes.client.errors import (
 from rushes.client.events import generation_at_end
 from rushes.client.finishing import finish_plan, video_settings
 from rushes.client.frames import ClipFrame
+from rushes.client.gate import GateRule, inspection_policy
 from rushes.client.retry import RetryPolicy
 from rushes.client.settings import generation_spec
 from rushes.client.sync import Stream, SyncClient
@@ -44,6 +45,7 @@ __all__ = [
     "Exhausted",
     "FailedPrecondition",
     "FieldViolation",
+    "GateRule",
     "GenerationCancelled",
     "GenerationFailed",
     "Internal",
@@ -63,6 +65,7 @@ __all__ = [
     "finish_plan",
     "generation_at_end",
     "generation_spec",
+    "inspection_policy",
     "succeeded",
     "video_settings",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rushes.client.finishing import artifact_kinds, choice, put
-from rushes.v1.finishing_pb2 import FinishPlan
+from rushes.v1.finishing_pb2 import FinishPlan, InspectionPolicy
 from rushes.v1.generation_pb2 import GenerationSpec
 from rushes.v1.postprocess_pb2 import VideoSettings
 from rushes.v1.sampling_pb2 import SigmaRule, Solver, StepCache
@@ -43,6 +43,7 @@ def generation_spec(
     finish: FinishPlan | None = None,
     video: VideoSettings | None = None,
     artifacts: Sequence[str] = (),
+    inspection: InspectionPolicy | None = None,
 ) -> GenerationSpec:
     """A request for a clip; what is None takes the model's default.
 
@@ -50,7 +51,8 @@ def generation_spec(
     `step_cache` of `STEP_CACHES`; guidance timesteps are 0 to 1000. `declare_prompt` writes the prompt into the signed
     manifest of the finished file.
     `finish` and `video` are made by `finish_plan` and `video_settings`; `artifacts` are names of
-    `rushes.client.finishing.ARTIFACTS`, by default a poster and a contact sheet.
+    `rushes.client.finishing.ARTIFACTS`, by default a poster and a contact sheet. `inspection` is made by
+    `inspection_policy`.
     Raises `InvalidRequest` for a value that the wire cannot carry; all other rules are the server's.
     """
     spec = GenerationSpec()
@@ -91,5 +93,7 @@ def generation_spec(
     put(spec.video, "video.", "crf", crf)
     if finish is not None and finish.ByteSize():
         spec.finish.CopyFrom(finish)
+    if inspection is not None:
+        spec.inspection.CopyFrom(inspection)
     spec.artifacts.extend(artifact_kinds(artifacts))
     return spec

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rushes.cli import finish_options as f
+from rushes.cli import gate_options as g
 from rushes.cli import options as o
 
 app = typer.Typer()
@@ -68,6 +69,9 @@ def generate(
     crf: f.Crf = None,
     effort: f.Effort = None,
     declare_prompt: o.DeclarePrompt = False,
+    gate: g.Rules = None,
+    retakes: g.Retakes = None,
+    retake_within: g.RetakeWithin = None,
     output: o.Output = None,
     previews: o.Previews = None,
     preview_every: o.PreviewEvery = 2,
@@ -148,10 +152,11 @@ def generate(
         watermark=watermark,
         watermark_id=watermark_id,
     )
+    gating = g.GateOptions(rules=gate or (), retakes=retakes, retake_within=retake_within)
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     asked = Asked(model=model, device=device, dtype=dtype)
     with flags_named():
-        settings |= finish_settings(finish, delivery)
+        settings |= finish_settings(finish, delivery) | gating.settings()
         if batch is not None:
             asyncio.run(
                 generate_clips(endpoint, batch, settings, output, asked, formats=delivery.wanted, as_json=as_json)
@@ -218,6 +223,9 @@ def create(
     crf: f.Crf = None,
     effort: f.Effort = None,
     declare_prompt: o.DeclarePrompt = False,
+    gate: g.Rules = None,
+    retakes: g.Retakes = None,
+    retake_within: g.RetakeWithin = None,
     model: Annotated[str | None, typer.Option(help="Id of the model.", rich_help_panel=o.CLIP)] = None,
     request_id: Annotated[
         str | None, typer.Option(help="UUID: the same one twice is one generation.", rich_help_panel=o.GATEWAY)
@@ -264,6 +272,7 @@ def create(
         watermark=watermark,
         watermark_id=watermark_id,
     )
+    gating = g.GateOptions(rules=gate or (), retakes=retakes, retake_within=retake_within)
     endpoint = Endpoint(gateway=gateway, api_key=api_key, tls=tls, ca=ca, state=state)
     with flags_named():
         spec = generation_spec(
@@ -290,7 +299,7 @@ def create(
             reuse_prefix=reuse_prefix,
             declare_prompt=declare_prompt,
             crf=crf,
-            **finish_settings(finish, delivery),
+            **(finish_settings(finish, delivery) | gating.settings()),
         )
         asyncio.run(hand_in(endpoint, spec, request_id, as_json=as_json))
 

@@ -42,6 +42,9 @@ class LineReport:
                 _line("render", f"{event.rendered.frames_total} frames in {wording.seconds(self._decode_seconds)}")
         elif kind == "resumed":
             _line("resume", f"from step {event.resumed.next_step}: {event.resumed.reason}")
+        elif kind == "retaken":
+            self._pace, self._decode_seconds = Pace(), 0.0
+            _line("retake", wording.retaken(event.retaken))
 
     def reconnecting(self, failure: RushesError) -> None:
         """See `Report`."""
@@ -56,7 +59,9 @@ class LineReport:
         """See `Report`."""
         whole = wording.seconds(generation.latency.total_seconds)
         clip = f", {wording.video(generation.video)}" if generation.HasField("video") else ""
-        _line(wording.state(generation), f"{generation.id} in {whole}{clip}, seed {generation.spec.seed}")
+        for found in generation.video.findings:
+            _line("finding", wording.finding(found))
+        _line(wording.state(generation), f"{generation.id} in {whole}{clip}, {wording.made_with(generation)}")
 
 
 def _line(stage: str, text: str) -> None:

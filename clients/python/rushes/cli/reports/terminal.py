@@ -88,6 +88,9 @@ class TerminalReport:
             self._show_render()
         elif kind == "resumed":
             self.notice(f"going on from step {event.resumed.next_step}: {event.resumed.reason}")
+        elif kind == "retaken":
+            self._pace, self._bytes, self._frames = Pace(), 0, 0
+            self.notice(wording.retaken(event.retaken))
 
     def reconnecting(self, failure: RushesError) -> None:
         """See `Report`."""
@@ -104,7 +107,9 @@ class TerminalReport:
         for path in self._files:
             self._console.print(path, style="bold")
         clip = f"{wording.video(generation.video)}, " if generation.HasField("video") else ""
-        self._console.print(f"{wording.state(generation)}: {clip}seed {generation.spec.seed}, {generation.id}")
+        for found in generation.video.findings:
+            self._console.print(f"finding: {wording.finding(found)}", style="yellow")
+        self._console.print(f"{wording.state(generation)}: {clip}{wording.made_with(generation)}, {generation.id}")
         if generation.HasField("latency"):
             print_parts(self._console, generation.latency)
 

@@ -1,6 +1,7 @@
 """Facts of a generation in words."""
 
-from rushes.v1.generation_pb2 import EncodedEvent, Generation, GenerationState, QueuedEvent, Video
+from rushes.v1.finishing_pb2 import Finding, FindingAction, InspectionCheck
+from rushes.v1.generation_pb2 import EncodedEvent, Generation, GenerationState, QueuedEvent, RetakenEvent, Video
 from rushes.v1.sampling_pb2 import Expert
 
 EXPERTS = {Expert.EXPERT_HIGH_NOISE: "high noise", Expert.EXPERT_LOW_NOISE: "low noise"}
@@ -47,3 +48,23 @@ def encoded(event: EncodedEvent) -> str:
     if event.truncated:
         return f"the first {event.tokens} of {event.total_tokens} tokens: the end of the prompt was cut off"
     return f"{event.tokens} tokens, {'cached' if event.cached else seconds(event.seconds)}"
+
+
+def finding(found: Finding) -> str:
+    """What the quality gate found, when, and by how much."""
+    check = InspectionCheck.Name(found.check).removeprefix("INSPECTION_CHECK_").lower()
+    action = FindingAction.Name(found.action).removeprefix("FINDING_ACTION_").lower()
+    when = f"{found.start_seconds:.2f} to {found.end_seconds:.2f} s"
+    return f"{check}, {when}, score {found.score:.3g} above {found.threshold:.3g} ({action})"
+
+
+def retaken(event: RetakenEvent) -> str:
+    """Why another take begins, and with which seed."""
+    return f"take {event.take} with seed {event.seed}: {finding(event.finding)}"
+
+
+def made_with(generation: Generation) -> str:
+    """The seed that the clip was made with, and how many takes that took."""
+    clip = generation.video
+    takes = f", take {clip.takes}" if clip.takes > 1 else ""
+    return f"seed {clip.seed if clip.HasField('seed') else generation.spec.seed}{takes}"
