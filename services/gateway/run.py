@@ -17,7 +17,7 @@ from services.gateway.artifacts import Artifacts, md5_of
 from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
-from services.gateway.fair_queue import TIERS
+from services.gateway.fair_queue import Tier
 from services.gateway.history import History
 from services.gateway.latency import Part, Timeline
 from services.gateway.outage import DATABASE_AWAY
@@ -42,6 +42,7 @@ class Workshop:
     artifacts: Artifacts
     previews: Previews
     costs: CostModel
+    tiers: Mapping[int, Tier]
     patience: Patience
     clock: Callable[[], float]
     share_previews: bool
@@ -138,7 +139,7 @@ class Run:
             conditioning = await artifacts.get(job.conditioning)
             state = await artifacts.get(job.checkpoint)
         self._timeline.record("queue", stage="gateway", start=self._timeline.end, end=self._elapsed(), part=Part.QUEUE)
-        tier = next(one for one in TIERS if one.number == job.tier)
+        tier = self._workshop.tiers[job.tier]
         return Chain(
             self._workshop.pools,
             generation_id=job.id,
@@ -151,7 +152,7 @@ class Run:
             next_step=job.checkpoint_step if state is not None else 0,
             boundary_step=boundary,
             priority=tier.priority,
-            preempts=tier.preempts,
+            precedence=tier.precedence,
             patience=self._workshop.patience,
         )
 

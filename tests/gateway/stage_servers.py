@@ -35,7 +35,7 @@ DEFAULTS = dn.ModelDefaults(
 
 @dataclass
 class Behaviour:
-    """What the stages do besides their work; `calls` and `steps` count what they did."""
+    """What the stages do besides their work; `calls` and `steps` count what they did. A closed `gate` holds steps."""
 
     step_seconds: float = 0.0
     experts: tuple[sp.Expert.ValueType, ...] = BOTH
@@ -44,10 +44,14 @@ class Behaviour:
     on_step: Callable[[int], None] = lambda _: None
     on_fragment: Callable[[int], None] = lambda _: None
     drain_at: set[int] = field(default_factory=set)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
-    running: int = 0
+    running: list[int] = field(default_factory=list)
     preempted: bool = False
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -104,11 +108,12 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
         yield dn.DenoiseResponse(
             accepted=dn.DenoiseAccepted(first_step=start.first_step, end_step=end, boundary_step=boundary)
         )
-        b.running += 1
-        b.preempted = b.running > b.slots
+        b.running.append(start.priority)
+        b.preempted = len(b.running) > b.slots
         try:
             reason, index = dn.BUNDLE_REASON_COMPLETED, start.first_step
             while index < end:
+                await b.gate.wait()
                 b.on_step(index)
                 began = time.monotonic()
                 await asyncio.sleep(b.step_seconds)
@@ -121,7 +126,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 if start.previews.every_steps:
                     yield dn.DenoiseResponse(preview=dn.Preview(step_index=index, data=x * 64))
                 index += 1
-                if b.preempted and start.priority != 3 and index < total:
+                if b.preempted and start.priority == min(b.running) and index < total:
                     b.preempted, reason = False, dn.BUNDLE_REASON_PREEMPTED
                     break
                 if index in b.drain_at:
@@ -138,7 +143,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 yield message
             yield dn.DenoiseResponse(result=dn.DenoiseResult(reason=reason, next_step=index))
         finally:
-            b.running -= 1
+            b.running.remove(start.priority)
 
     def _bundle(self, kind, reason, next_step, x):
         payload = _bundle(x)

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any, Final
@@ -87,20 +87,22 @@ class LeaseStore:
         self._looking = _looking(self._tiers)
         self._claiming = asyncio.Lock()
 
-    async def claim(self, owner: str, *, started_event: EventOf, preempting: bool = False) -> tuple[Lease, Job] | None:
+    async def claim(
+        self, owner: str, *, started_event: EventOf, among: Collection[int] | None = None
+    ) -> tuple[Lease, Job] | None:
         """Lease the generation that fair queueing serves next, or None if none may run.
 
-        `preempting` looks only at the tiers that take a device from others.
+        `among`: numbers of the tiers that it may be of; None stands for all.
         """
         # Claims wait for each other at the clocks anyway: here without holding a connection.
         async with self._claiming:
             while True:
-                taken = await self._claim(owner, started_event, preempting=preempting)
+                taken = await self._claim(owner, started_event, among)
                 if taken is not _OVERTAKEN:
                     return taken
 
     async def _claim(
-        self, owner: str, started_event: EventOf, *, preempting: bool
+        self, owner: str, started_event: EventOf, among: Collection[int] | None
     ) -> tuple[Lease, Job] | _Overtaken | None:
         now = self._clock()
         async with self._database.write() as connection:
@@ -118,7 +120,7 @@ class LeaseStore:
                 backlogged=[
                     self._tiers[number]
                     for number in heads
-                    if number not in capped and (self._tiers[number].preempts or not preempting)
+                    if number not in capped and (among is None or number in among)
                 ],
             )
             if tier is None:
