@@ -49,11 +49,7 @@ async def bare() -> AsyncIterator[tuple[str, Callable[[], None]]]:
 
 
 async def crowd(address: str, method: str, request: bytes, *, begin: Callable[[], None]) -> list[float]:
-    """Delays of every step's event at every watcher, in seconds; `begin` is called once all of them watch.
-
-    Without the last step, on whose heels the events of a job's end follow.
-    """
-    seen: list[tuple[float, bytes]] = []
+    """Delays of every step's event at every watcher, in seconds; `begin` is called once all of them watch."""
     watching = asyncio.Semaphore(0)
     async with AsyncExitStack() as stack:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -61,21 +57,34 @@ async def crowd(address: str, method: str, request: bytes, *, begin: Callable[[]
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
             for _ in range(CHANNELS)
         ]
-
-        async def watch(channel: grpc.aio.Channel) -> None:
-            first = True
-            async for message in channel.unary_stream(method)(request):
-                seen.append((time.time(), message))
-                if first:
-                    watching.release()
-                    first = False
-
         async with asyncio.TaskGroup() as group:
-            for number in range(WATCHERS):
-                group.create_task(watch(channels[number % CHANNELS]))
-            for _ in range(WATCHERS):
+            watches = [
+                group.create_task(follow(channels[number % CHANNELS], method, request, watching))
+                for number in range(WATCHERS)
+            ]
+            for _ in watches:
                 await watching.acquire()
             begin()
+    return [delay for watch in watches for delay in delays_of(watch.result())]
+
+
+async def follow(
+    channel: grpc.aio.Channel, method: str, request: bytes, watching: asyncio.Semaphore
+) -> list[tuple[float, bytes]]:
+    """Every message of a stream with the time at which it came; `watching` is released at the first."""
+    seen: list[tuple[float, bytes]] = []
+    async for message in channel.unary_stream(method)(request):
+        seen.append((time.time(), message))
+        if len(seen) == 1:
+            watching.release()
+    return seen
+
+
+def delays_of(seen: list[tuple[float, bytes]]) -> list[float]:
+    """Delays of the steps among the messages, in seconds.
+
+    Without the last step, on whose heels the events of a job's end follow.
+    """
     events = ((now, gp.WatchGenerationResponse.FromString(message).event) for now, message in seen)
     return [
         now - event.time.ToMicroseconds() / 1e6 for now, event in events if 0 < event.step.total > event.step.index + 1

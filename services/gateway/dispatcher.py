@@ -195,7 +195,7 @@ class Dispatcher:
 
     async def _release(self, lease: Lease) -> None:
         try:
-            await asyncio.shield(self._workshop.leases.release(lease))
+            await asyncio.shield(self._workshop.leases.release(lease, "GATEWAY_DRAINED"))
         except (LeaseLost, *DATABASE_AWAY) as failed:
             logger(__name__).warning("release.failed", generation=lease.id, error=type(failed).__name__)
 
@@ -203,7 +203,7 @@ class Dispatcher:
         """Put a generation back once the database answers; should the lease run out before, the reaper does it."""
         while True:
             try:
-                await self._workshop.leases.release(lease)
+                await self._workshop.leases.release(lease, "STORE_UNAVAILABLE")
             except DATABASE_AWAY:
                 await asyncio.sleep(POLL_SECONDS)
             else:

@@ -35,7 +35,7 @@ DEFAULTS = dn.ModelDefaults(
 
 @dataclass
 class Behaviour:
-    """What the stages do besides their work; `calls` and `steps` count what they did. A closed `gate` holds steps."""
+    """What the stages do besides their work, and what they did. A closed `gate` holds the steps."""
 
     step_seconds: float = 0.0
     experts: tuple[sp.Expert.ValueType, ...] = BOTH
@@ -47,6 +47,7 @@ class Behaviour:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    traces: set[str] = field(default_factory=set)
     running: list[int] = field(default_factory=list)
     preempted: bool = False
 
@@ -96,8 +97,9 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def Denoise(self, request_iterator, _context):  # noqa: N802 - the name in the proto
+    async def Denoise(self, request_iterator, context):  # noqa: N802 - the name in the proto
         b = self.behaviour
+        b.traces.add(dict(context.invocation_metadata())["traceparent"].split("-")[1])
         b.calls.append("denoise")
         kinds = (tn.BUNDLE_KIND_CONDITIONING, tn.BUNDLE_KIND_SOLVER_STATE)
         start, received = await _receive(request_iterator, *kinds)

@@ -35,6 +35,8 @@ from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
+LEASE_EXPIRED = "LEASE_EXPIRED"
+"""Why a generation waits again whose owner was silent for too long."""
 WHOLE_QUEUE = 0
 """The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
 TAKE = (
@@ -201,10 +203,10 @@ class LeaseStore:
             await self._database.ring(connection, topic(lease.id))
         return job
 
-    async def release(self, lease: Lease) -> None:
-        """Put the generation back into the queue, as work that was not lost."""
+    async def release(self, lease: Lease, reason: str) -> None:
+        """Put the generation back into the queue, as work that was not lost; `reason` is what its next event says."""
         async with self._database.write() as connection:
-            await _fenced(connection, lease, _requeued())
+            await _fenced(connection, lease, _requeued(reason))
             await self._database.ring(connection, QUEUE_TOPIC)
 
     async def reap(
@@ -250,7 +252,9 @@ class LeaseStore:
             elif job.losses >= max_losses:
                 outcome = Outcome(state=State.FAILED, failure=failure(job))
             if outcome is None:
-                job = await _fenced(connection, lease, {**_requeued(), "not_before": now + back_off(job.losses)})
+                job = await _fenced(
+                    connection, lease, {**_requeued(LEASE_EXPIRED), "not_before": now + back_off(job.losses)}
+                )
                 await self._database.ring(connection, QUEUE_TOPIC)
             else:
                 job = (
@@ -304,8 +308,8 @@ def _looking(tiers: Iterable[int]) -> CompoundSelect[Any]:
     )
 
 
-def _requeued() -> dict[str, object]:
-    return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
+def _requeued(reason: str) -> dict[str, object]:
+    return {"state": State.QUEUED, "lease_owner": None, "lease_until": None, "requeued": reason}
 
 
 @functools.cache
