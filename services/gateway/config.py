@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from services.chassis.config import Listen, ServiceConfig
+from services.gateway.tier_config import TiersConfig
 
 
 class GatewayConfig(ServiceConfig):
@@ -21,6 +22,7 @@ class GatewayConfig(ServiceConfig):
     lease_seconds: float = Field(15.0, ge=0.2, le=600, description="how long a silent gateway keeps a generation")
     max_losses: int = Field(3, ge=1, le=100, description="leases that a generation may lose before it fails")
     max_queued: int = Field(10_000, ge=1, description="generations that may wait at once")
+    tiers: TiersConfig = TiersConfig()
     checkpoint_seconds: float = Field(30.0, ge=0, description="device time between checkpoints; 0 for every step")
     heartbeat_seconds: float = Field(10.0, ge=0.05, le=60, description="silence after which a stream says it is alive")
     retention_hours: float = Field(168.0, gt=0, description="how long a finished generation is kept")

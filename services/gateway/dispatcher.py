@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TypeVar
 
 from opentelemetry import context as otel_context
@@ -13,6 +13,7 @@ from services.chassis.logs import logger
 from services.chassis.telemetry import meter, tracer
 from services.gateway import views
 from services.gateway.chain import StageFailed
+from services.gateway.fair_queue import Tier, admissible
 from services.gateway.outage import DATABASE_AWAY
 from services.gateway.pool import FAULTS
 from services.gateway.run import Run, Workshop
@@ -60,8 +61,8 @@ class Dispatcher:
         self._waits = meter().create_histogram(
             "rushes.gateway.queue.wait", unit="s", description="Seconds from creation to the first claim"
         )
-        self._denoising = 0
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._denoising: dict[Lease, Tier] = {}
+        self._running: dict[Lease, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Work until draining, then let what runs finish within the grace; what does not goes back into the queue."""
@@ -70,7 +71,9 @@ class Dispatcher:
             try:
                 await self._claim_until_draining(group)
                 if self._running:
-                    logger(__name__).info("dispatcher.draining", generations=sorted(self._running))
+                    logger(__name__).info(
+                        "dispatcher.draining", generations=sorted(lease.id for lease in self._running)
+                    )
                     await asyncio.wait(self._running.values(), timeout=self._grace_seconds)
             finally:
                 reaper.cancel()
@@ -81,16 +84,16 @@ class Dispatcher:
         with self._notifications.subscribe(QUEUE_TOPIC) as bell:
             while not self._draining.is_set():
                 bell.clear()
+                # Work is claimed past the slots where lighter work makes room for it between two steps.
                 slots = self._workshop.pools.denoisers.slots
-                full = self._denoising >= slots
-                # Work that preempts is claimed past the slots: lighter work makes room for it between two steps.
-                if self._denoising >= 2 * slots or not await self._claim(group, preempting=full):
+                among = admissible(self._workshop.tiers.values(), self._denoising.values(), slots)
+                if not among or not await self._claim(group, among):
                     await _first_of(bell, self._draining, timeout=POLL_SECONDS)
 
-    async def _claim(self, group: asyncio.TaskGroup, *, preempting: bool) -> bool:
+    async def _claim(self, group: asyncio.TaskGroup, among: Collection[Tier]) -> bool:
         try:
             claimed = await self._workshop.leases.claim(
-                self._owner, started_event=views.started_event, preempting=preempting
+                self._owner, started_event=views.started_event, among=[tier.number for tier in among]
             )
         except DATABASE_AWAY as failed:
             logger(__name__).warning("claim.retry", error=type(failed).__name__)
@@ -98,18 +101,19 @@ class Dispatcher:
         if claimed is None:
             return False
         lease, job = claimed
+        tier = self._workshop.tiers[job.tier]
         if job.attempt == 1 and job.started is not None:
-            self._waits.record(job.started - job.created, {"tier": job.tier})
-        self._denoising += 1
+            self._waits.record(job.started - job.created, {"tier": tier.name})
+        self._denoising[lease] = tier
         task = group.create_task(self._run(lease, job), name=f"generation-{job.id}")
-        self._running[job.id] = task
-        task.add_done_callback(lambda _: self._running.pop(job.id, None))
+        self._running[lease] = task
+        task.add_done_callback(lambda _: self._running.pop(lease, None))
         return True
 
     async def _run(self, lease: Lease, job: Job) -> None:
         """Run one lease to its end. What is cancelled from outside, at a shutdown, goes back into the queue."""
         run = Run(self._workshop, lease, job)
-        freed = asyncio.create_task(self._free_slot(run), name=f"slot-{job.id}")
+        freed = asyncio.create_task(self._free_slot(run, lease), name=f"slot-{job.id}")
         carrier = {"traceparent": job.traceparent}
         token = otel_context.attach(TraceContextTextMapPropagator().extract(carrier, otel_context.Context()))
         try:
@@ -128,9 +132,9 @@ class Dispatcher:
             self._workshop.previews.forget(job.id)
             await asyncio.wait([freed])
 
-    async def _free_slot(self, run: Run) -> None:
+    async def _free_slot(self, run: Run, lease: Lease) -> None:
         await run.denoised.wait()
-        self._denoising -= 1
+        del self._denoising[lease]
         self._notifications.ring(QUEUE_TOPIC)
 
     async def _attempt(self, run: Run, lease: Lease) -> Outcome | None:
@@ -191,7 +195,7 @@ class Dispatcher:
 
     async def _release(self, lease: Lease) -> None:
         try:
-            await asyncio.shield(self._workshop.leases.release(lease))
+            await asyncio.shield(self._workshop.leases.release(lease, "GATEWAY_DRAINED"))
         except (LeaseLost, *DATABASE_AWAY) as failed:
             logger(__name__).warning("release.failed", generation=lease.id, error=type(failed).__name__)
 
@@ -199,7 +203,7 @@ class Dispatcher:
         """Put a generation back once the database answers; should the lease run out before, the reaper does it."""
         while True:
             try:
-                await self._workshop.leases.release(lease)
+                await self._workshop.leases.release(lease, "STORE_UNAVAILABLE")
             except DATABASE_AWAY:
                 await asyncio.sleep(POLL_SECONDS)
             else:

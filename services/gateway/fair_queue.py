@@ -15,8 +15,8 @@ class Tier:
     """A class of service. `weight` is its share of the device while every tier has work.
 
     `max_wait_seconds` is the predicted wait past which new work is refused, `max_running` how many of it may run at
-    once (None: as many as there are devices), `preempts` whether it takes the device from tiers that do not,
-    `priority` its class on a device: a higher one has the next step.
+    once (None: as many as there are devices). Work takes a device from running work of lower `precedence`, and does
+    not count it as being in its way; on a device the higher `priority` has the next step.
     """
 
     number: int
@@ -24,7 +24,7 @@ class Tier:
     weight: float
     max_wait_seconds: float
     max_running: int | None = None
-    preempts: bool = False
+    precedence: int = 1
     priority: int = 0
 
     def __post_init__(self) -> None:
@@ -35,8 +35,8 @@ class Tier:
 TIERS: tuple[Tier, ...] = (
     Tier(number=1, name="draft", weight=1.0, max_wait_seconds=6 * 3600.0, priority=1),
     Tier(number=2, name="standard", weight=4.0, max_wait_seconds=2 * 3600.0, priority=2),
-    Tier(number=3, name="priority", weight=16.0, max_wait_seconds=3600.0, preempts=True, priority=3),
-    Tier(number=4, name="batch", weight=0.25, max_wait_seconds=float("inf")),
+    Tier(number=3, name="priority", weight=16.0, max_wait_seconds=3600.0, precedence=2, priority=3),
+    Tier(number=4, name="batch", weight=0.25, max_wait_seconds=float("inf"), precedence=0),
 )
 """The classes of `rushes.v1.Tier`, and the one of what came as a batch."""
 
@@ -179,10 +179,17 @@ def victim(waiting: Tier, running: Iterable[tuple[Tier, float, str]]) -> str | N
 
     The lightest tier yields first, and in it the work that began last: it has the least to lose.
     """
-    if not waiting.preempts:
-        return None
-    lower = [(tier.weight, -begun, key) for tier, begun, key in running if not tier.preempts]
+    lower = [(tier.weight, -begun, key) for tier, begun, key in running if tier.precedence < waiting.precedence]
     return min(lower)[2] if lower else None
+
+
+def admissible(tiers: Iterable[Tier], running: Iterable[Tier], devices: int) -> list[Tier]:
+    """The tiers whose work may begin beside the `running`: those that find a device free or held by work that yields.
+
+    What yielded its device still counts as running: it goes on as soon as there is one again.
+    """
+    held = list(running)
+    return [tier for tier in tiers if sum(other.precedence >= tier.precedence for other in held) < devices]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +215,7 @@ class TokenBucket:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backlog:
-    """Queued work of one tier: how many, and their predicted device-seconds."""
+    """Work of one tier: how much, and the predicted device-seconds that are left of it."""
 
     count: int = 0
     cost: float = 0.0
@@ -223,18 +230,32 @@ class Forecast:
 
 
 def forecast(
-    *, tier: Tier, ahead: Backlog, cost: float, others: Mapping[Tier, Backlog], running_cost: float, devices: int
+    *,
+    tier: Tier,
+    ahead: Backlog,
+    cost: float,
+    others: Mapping[Tier, Backlog],
+    running: Mapping[Tier, Backlog],
+    devices: int,
 ) -> Forecast:
     """Predict when work of `cost` is taken: after `ahead` in its own tier, while the `others` get their shares.
 
     While own work of c device-seconds is served, a tier of weight ratio r gets at most r * c of service, and at most
-    what it has: the fluid limit of the queue above.
+    what it has: the fluid limit of the queue above. A device that is free, or whose work yields, waits for nobody; a
+    tier with a cap never has more devices than that.
     """
+    devices = max(1, devices)
+    staying = [backlog for other, backlog in running.items() if other.precedence >= tier.precedence]
+    held = sum(backlog.cost for backlog in staying) if sum(one.count for one in staying) >= devices else 0.0
     own = ahead.cost + cost
     count, interleaved = float(ahead.count), 0.0
     for other, backlog in others.items():
         served = min(backlog.cost, own * other.weight / tier.weight)
         interleaved += served
         count += backlog.count * (served / backlog.cost) if backlog.cost else 0.0
-    wait = (running_cost + ahead.cost + interleaved) / max(1, devices)
+    wait = (held + ahead.cost + interleaved) / devices
+    if tier.max_running is not None:
+        mine = running.get(tier, Backlog())
+        before = ahead.cost + (mine.cost if mine.count >= tier.max_running else 0.0)
+        wait = max(wait, before / min(devices, tier.max_running))
     return Forecast(position=int(count) + 1, wait_seconds=wait)

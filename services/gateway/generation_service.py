@@ -52,9 +52,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self._artifacts = artifacts
         self._page_key = page_key
 
-    async def Generate(  # noqa: N802 - the name in the proto
+    async def Generate(  # type: ignore[override]  # noqa: N802 - serialised by the watch; the name in the proto
         self, request: generation_pb2.GenerateRequest, context: Context
-    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Create and watch in one stream."""
         tenant = await self._access.tenant(context, "generate")
         cached = request.cache == generation_pb2.CACHE_MODE_PREFER
@@ -63,8 +63,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         try:
             async with aclosing(self._watches.watch(job.id, after=0)) as events:
                 async for event in events:
-                    ended = views.is_terminal(event)
-                    yield generation_pb2.GenerateResponse(event=event)
+                    ended = event.terminal
+                    yield event.response
         finally:
             if request.cancel_on_disconnect and not ended:
                 await self._jobs.cancel(job.id, tenant.name)
@@ -103,9 +103,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             response.next_page_token = page_token(self._page_key, scope, found[size - 1].id)
         return response
 
-    async def WatchGeneration(  # noqa: N802 - the name in the proto
+    async def WatchGeneration(  # type: ignore[override]  # noqa: N802 - serialised by the watch; the name in the proto
         self, request: generation_pb2.WatchGenerationRequest, context: Context
-    ) -> AsyncGenerator[generation_pb2.WatchGenerationResponse, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Stream the events after a cursor."""
         tenant = await self._access.tenant(context, "read")
         job = await self._jobs.get(request.id, tenant.name)
@@ -115,7 +115,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             return
         async with aclosing(self._watches.watch(job.id, after=request.after_sequence)) as events:
             async for event in events:
-                yield generation_pb2.WatchGenerationResponse(event=event)
+                yield event.response
 
     async def CancelGeneration(  # noqa: N802 - the name in the proto
         self, request: generation_pb2.CancelGenerationRequest, context: Context

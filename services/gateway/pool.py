@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -26,9 +27,17 @@ class Endpoint(Generic[DescriptionT]):
         self.description: DescriptionT | None = None
         self.reachable = False
         self.slots = 1
-        self.outstanding = 0
-        self.preempting = 0
+        self.held: Counter[int] = Counter()
         self.breaker = Breaker()
+
+    @property
+    def outstanding(self) -> int:
+        """Calls in flight."""
+        return self.held.total()
+
+    def free_for(self, precedence: int) -> bool:
+        """Whether a call of this precedence finds a slot: those of lower precedence make room for it."""
+        return sum(count for held, count in self.held.items() if held >= precedence) < self.slots
 
 
 class Pool(Generic[DescriptionT]):
@@ -75,15 +84,14 @@ class Pool(Generic[DescriptionT]):
 
     @contextlib.asynccontextmanager
     async def slot(
-        self, *, fits: Callable[[DescriptionT], bool], wait_seconds: float, preempts: bool = False
+        self, *, fits: Callable[[DescriptionT], bool], wait_seconds: float, precedence: int = 1
     ) -> AsyncIterator[Endpoint[DescriptionT]]:
         """An endpoint with a free slot, waited for at most so long; the outcome of the block moves its breaker.
 
-        Work that `preempts` does not wait where lighter work holds the slots: the endpoint makes room for it. Raises
-        `Exhausted` if none became free, `Unavailable` if there is none.
+        Slots that work of lower `precedence` holds count as free: the endpoint makes room. Raises `Exhausted` if none
+        became free, `Unavailable` if there is none.
         """
-        endpoint = await self._acquire(fits, wait_seconds, preempts=preempts)
-        endpoint.preempting += preempts
+        endpoint = await self._acquire(fits, wait_seconds, precedence)
         try:
             yield endpoint
         except FAULTS:
@@ -98,8 +106,7 @@ class Pool(Generic[DescriptionT]):
         else:
             endpoint.breaker = endpoint.breaker.succeeded()
         finally:
-            endpoint.outstanding -= 1
-            endpoint.preempting -= preempts
+            endpoint.held[precedence] -= 1
             self._wake()
 
     def _wake(self) -> None:
@@ -107,7 +114,7 @@ class Pool(Generic[DescriptionT]):
         self._bell = asyncio.Event()
 
     async def _acquire(
-        self, fits: Callable[[DescriptionT], bool], wait_seconds: float, *, preempts: bool
+        self, fits: Callable[[DescriptionT], bool], wait_seconds: float, precedence: int
     ) -> Endpoint[DescriptionT]:
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -120,14 +127,10 @@ class Pool(Generic[DescriptionT]):
                 and fits(endpoint.description)
                 and endpoint.breaker.allows(now)
             ]
-            free = [
-                endpoint
-                for endpoint in fitting
-                if (endpoint.preempting if preempts else endpoint.outstanding) < endpoint.slots
-            ]
+            free = [endpoint for endpoint in fitting if endpoint.free_for(precedence)]
             if free:
                 endpoint = min(free, key=lambda one: one.outstanding / one.slots)
-                endpoint.outstanding += 1
+                endpoint.held[precedence] += 1
                 endpoint.breaker = endpoint.breaker.begun(now)
                 return endpoint
             if now >= deadline and fitting:

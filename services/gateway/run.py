@@ -17,7 +17,7 @@ from services.gateway.artifacts import Artifacts, md5_of
 from services.gateway.chain import Chain, Happening, Patience, StageFailed
 from services.gateway.clip import Clip
 from services.gateway.cost_model import CostModel
-from services.gateway.fair_queue import TIERS
+from services.gateway.fair_queue import Tier
 from services.gateway.history import Entry, History, Recording
 from services.gateway.latency import Part, Timeline
 from services.gateway.outage import DATABASE_AWAY
@@ -43,6 +43,7 @@ class Workshop:
     artifacts: Artifacts
     previews: Previews
     costs: CostModel
+    tiers: Mapping[int, Tier]
     patience: Patience
     clock: Callable[[], float]
     share_previews: bool
@@ -191,7 +192,7 @@ class Run:
         job, spec = self._job, generation_pb2.GenerationSpec()
         spec.CopyFrom(self._spec)
         spec.seed = self.takes.seed
-        tier = next(one for one in TIERS if one.number == job.tier)
+        tier = self._workshop.tiers[job.tier]
         return Chain(
             self._workshop.pools,
             generation_id=job.id,
@@ -204,7 +205,7 @@ class Run:
             next_step=next_step,
             boundary_step=boundary_step,
             priority=tier.priority,
-            preempts=tier.preempts,
+            precedence=tier.precedence,
             patience=self._workshop.patience,
         )
 

@@ -61,15 +61,13 @@ class Scheduler:
     async def _forecast(self, tier_number: int, *, before: float, cost: float) -> tuple[Forecast, int]:
         if tier_number not in self._tiers:
             raise NotFound("There is no such tier.")
-        ahead, others, running_cost, running = await self._jobs.backlog(tier=tier_number, before=before)
-        devices = max(1, self._stages.denoisers.slots)
+        ahead, others, running = await self._jobs.backlog(tier=tier_number, before=before)
         found = forecast(
             tier=self._tiers[tier_number],
             ahead=ahead,
             cost=cost,
-            others={self._tiers[number]: backlog for number, backlog in others.items() if number in self._tiers},
-            # A free device waits for nobody.
-            running_cost=running_cost if running >= devices else 0.0,
-            devices=devices,
+            others={self._tiers[number]: backlog for number, backlog in others.items()},
+            running={self._tiers[number]: backlog for number, backlog in running.items()},
+            devices=self._stages.denoisers.slots,
         )
         return found, ahead.count + sum(backlog.count for backlog in others.values())

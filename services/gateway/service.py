@@ -21,7 +21,6 @@ from services.gateway.config import GatewayConfig
 from services.gateway.cost_model import CostModel
 from services.gateway.creation import Creation
 from services.gateway.dispatcher import Dispatcher
-from services.gateway.fair_queue import TIERS
 from services.gateway.gauges import Gauges
 from services.gateway.generation_service import GenerationService
 from services.gateway.housekeeping import Housekeeping
@@ -45,10 +44,11 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
         artifacts = Artifacts.open(config.artifacts_url)
         stages = Stages(encoders=config.encoders, denoisers=config.denoisers, postprocessors=config.postprocessors)
         stack.push_async_callback(stages.close)
+        tiers = config.tiers.tiers
         jobs = JobStore(database, clock=time.time, story=views.STORY)
         leases = LeaseStore(
             database,
-            tiers=TIERS,
+            tiers=tiers,
             lease_seconds=config.lease_seconds,
             clock=time.time,
             story=views.STORY,
@@ -63,7 +63,7 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
                 remote_previews=database.postgres,
             )
         )
-        scheduler = Scheduler(jobs, stages, costs, tiers=TIERS, max_queued=config.max_queued)
+        scheduler = Scheduler(jobs, stages, costs, tiers=tiers, max_queued=config.max_queued)
         workshop = Workshop(
             pools=stages,
             jobs=jobs,
@@ -71,6 +71,7 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             artifacts=artifacts,
             previews=previews,
             costs=costs,
+            tiers={tier.number: tier for tier in tiers},
             patience=Patience(checkpoint_seconds=config.checkpoint_seconds),
             clock=time.time,
             share_previews=database.postgres,
@@ -94,7 +95,7 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
         )
         await stack.enter_async_context(_task(housekeeping.run(), "housekeeping"))
         pools = (stages.encoders, stages.denoisers, stages.postprocessors)
-        gauges = Gauges(jobs, pools, TIERS, interval=config.refresh_seconds)
+        gauges = Gauges(jobs, pools, tiers, interval=config.refresh_seconds)
         await stack.enter_async_context(_task(gauges.run(), "gauges"))
         await stack.enter_async_context(_dispatching(dispatcher, draining))
         page_key = await jobs.secret("page-tokens")
@@ -126,7 +127,12 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             Mounted(
                 add_to_server=catalog_pb2_grpc.add_CatalogServiceServicer_to_server,
                 servicer=CatalogService(
-                    catalog, stages, access, max_queued=config.max_queued, max_message_bytes=config.max_message_bytes
+                    catalog,
+                    stages,
+                    access,
+                    tiers=tiers,
+                    max_queued=config.max_queued,
+                    max_message_bytes=config.max_message_bytes,
                 ),
                 full_name="rushes.v1.CatalogService",
             ),

@@ -77,8 +77,9 @@ def started_event(job: Job) -> bytes:
             attempt=job.attempt, queue_seconds=max(0.0, (job.started or job.created) - job.created)
         )
         return generation_pb2.GenerationEvent(started=begun).SerializeToString()
-    reason = "LEASE_EXPIRED" if job.losses else "GATEWAY_DRAINED"
-    resumed = generation_pb2.ResumedEvent(next_step=job.checkpoint_step, attempt=job.attempt, reason=reason)
+    resumed = generation_pb2.ResumedEvent(
+        next_step=job.checkpoint_step, attempt=job.attempt, reason=job.requeued or REQUEUED_BEFORE
+    )
     return generation_pb2.GenerationEvent(resumed=resumed).SerializeToString()
 
 
@@ -117,6 +118,9 @@ def stored_event(generation_id: str, stored: StoredEvent) -> generation_pb2.Gene
     event.time.CopyFrom(timestamp(stored.created))
     return event
 
+
+REQUEUED_BEFORE = "LEASE_EXPIRED"
+"""Why work goes on that an older release put back, which did not write down why."""
 
 TERMINAL_EVENTS = frozenset({"succeeded", "failed", "cancelled"})
 """The fields of GenerationEvent that end a stream."""

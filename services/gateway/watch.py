@@ -1,7 +1,8 @@
 """Watching by cursor: one tail per generation and process reads the history once, for all its watchers.
 
 Durable events come out of the store only, and so are written before they are sent. A watcher holds nothing but its
-cursor: one that falls behind the tail reads the store for itself, and slows nobody.
+cursor: one that falls behind the tail reads the store for itself, and slows nobody. An event is serialised once, and
+the tail keeps time for the heartbeats: what is left to do for each of a thousand watchers is to send.
 """
 
 import asyncio
@@ -26,6 +27,24 @@ PAGE = 16
 """Events that are read at once: fragments of up to 1 MiB among them."""
 POLL_SECONDS = 1.0
 """How long a tail trusts its bell: another process on the same SQLite file rings none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """An event as watchers get it. `sequence` is 0 for one that is not durable.
+
+    `response` is a serialised `GenerateResponse`, which is a `WatchGenerationResponse` too.
+    """
+
+    sequence: int
+    terminal: bool
+    response: bytes
+
+    @classmethod
+    def of(cls, event: generation_pb2.GenerationEvent) -> "Shown":
+        """Serialise an event."""
+        response = generation_pb2.GenerateResponse(event=event).SerializeToString()
+        return cls(sequence=event.sequence, terminal=views.is_terminal(event), response=response)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +87,26 @@ class _Tail:
     """The end of one history, as far as this process has read it, from a first cursor on."""
 
     def __init__(
-        self, generation_id: str, *, after: int, store: JobStore, previews: Previews, remote_previews: bool
+        self,
+        generation_id: str,
+        *,
+        after: int,
+        store: JobStore,
+        previews: Previews,
+        remote_previews: bool,
+        heartbeat_seconds: float,
     ) -> None:
         self._id = generation_id
         self._store = store
         self._previews = previews
         self._remote_previews = remote_previews
-        self._events: deque[generation_pb2.GenerationEvent] = deque()
+        self._heartbeat_seconds = heartbeat_seconds
+        self._events: deque[Shown] = deque()
         self._bytes = 0
         self._grown = asyncio.Event()
+        self._grew = time.monotonic()
+        self._drawn: tuple[int, int, Shown] | None = None
+        self.beats = 0
         self.watchers = 0
         self.stopped = asyncio.Event()
         self.last = after
@@ -93,14 +123,23 @@ class _Tail:
                     bell.clear()
                     await self._read()
                     if self.watchers and not self.ended:
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(POLL_SECONDS):
-                                await bell.wait()
+                        await self._wait(bell)
         except Exception as failed:  # noqa: BLE001 - it is the watchers' to raise
             self.failure = failed
             self._grow()
 
-    def since(self, cursor: int) -> list[generation_pb2.GenerationEvent] | None:
+    async def _wait(self, bell: asyncio.Event) -> None:
+        """Wait for the bell, for as long as it is trusted; a tail that was silent for too long beats."""
+        silent = self._grew + self._heartbeat_seconds - time.monotonic()
+        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(POLL_SECONDS, max(0.0, silent))):
+                await bell.wait()
+        if time.monotonic() - self._grew >= self._heartbeat_seconds:
+            self.beats += 1
+            self._grow()
+
+    def since(self, cursor: int) -> list[Shown] | None:
         """The events after `cursor`; None if the tail does not reach back that far."""
         if cursor >= self.last:
             return []
@@ -109,16 +148,16 @@ class _Tail:
         skip = cursor + 1 - self._events[0].sequence
         return list(itertools.islice(self._events, skip, skip + PAGE))
 
-    async def grown(self, timeout: float) -> bool:
-        """Wait until there is something new; whether there was."""
-        event = self._grown
-        try:
-            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
-            async with asyncio.timeout(timeout):
-                await event.wait()
-        except TimeoutError:
-            return False
-        return True
+    def drawn(self, preview: LatestPreview, dropped: int) -> Shown:
+        """A preview for a viewer that has missed `dropped`; viewers of one pace share it."""
+        if self._drawn is None or self._drawn[:2] != (preview.version, dropped):
+            event = _preview_event(self._id, preview.preview, dropped)
+            self._drawn = preview.version, dropped, Shown.of(event)
+        return self._drawn[2]
+
+    async def grown(self) -> None:
+        """Wait until there is something new, or has been nothing for so long that the tail beats."""
+        await self._grown.wait()
 
     async def _read(self) -> None:
         before = self.last, self.preview
@@ -126,7 +165,7 @@ class _Tail:
         while more:
             stored = await self._store.events(self._id, after=self.last, limit=PAGE)
             for one in stored:
-                self._append(views.stored_event(self._id, one))
+                self._append(Shown.of(views.stored_event(self._id, one)))
             # What is written after a page that was not full rings the bell again.
             more = len(stored) == PAGE
         self.preview = self._previews.latest(self._id) or await self._remote_preview() or self.preview
@@ -141,15 +180,16 @@ class _Tail:
             return None
         return LatestPreview(version=found[0], preview=denoiser_pb2.Preview.FromString(found[1]))
 
-    def _append(self, event: generation_pb2.GenerationEvent) -> None:
+    def _append(self, event: Shown) -> None:
         self._events.append(event)
-        self._bytes += event.ByteSize()
+        self._bytes += len(event.response)
         while len(self._events) > TAIL_EVENTS or (self._bytes > TAIL_BYTES and len(self._events) > 1):
-            self._bytes -= self._events.popleft().ByteSize()
+            self._bytes -= len(self._events.popleft().response)
         self.last = event.sequence
-        self.ended = views.is_terminal(event)
+        self.ended = event.terminal
 
     def _grow(self) -> None:
+        self._grew = time.monotonic()
         self._grown.set()
         self._grown = asyncio.Event()
 
@@ -184,10 +224,11 @@ class Watches:
             tail.stopped.set()
         await self._followers.__aexit__(*raised)
 
-    async def watch(self, generation_id: str, *, after: int) -> AsyncGenerator[generation_pb2.GenerationEvent, None]:
+    async def watch(self, generation_id: str, *, after: int) -> AsyncGenerator[Shown, None]:
         """Every durable event after the cursor, previews and heartbeats, until the terminal event."""
         cursor, seen, dropped = after, 0, 0
         with self._tail(generation_id, after) as tail:
+            heard = tail.beats
             while True:
                 if tail.failure is not None:
                     raise tail.failure
@@ -197,22 +238,26 @@ class Watches:
                 for event in events:
                     yield event
                     cursor = event.sequence
-                    if views.is_terminal(event):
+                    if event.terminal:
                         return
                 latest = tail.preview
                 if latest is not None and latest.version > seen:
                     dropped += latest.version - seen - 1 if seen else 0
                     seen = latest.version
-                    yield _preview_event(generation_id, latest.preview, dropped)
-                elif not events and not await tail.grown(self._heartbeat_seconds):
-                    yield _heartbeat_event(generation_id)
+                    yield tail.drawn(latest, dropped)
+                elif tail.beats > heard and not events:
+                    yield Shown.of(_heartbeat_event(generation_id))
+                elif not events:
+                    await tail.grown()
+                    continue
+                heard = tail.beats
 
-    async def _catch_up(self, generation_id: str, cursor: int) -> list[generation_pb2.GenerationEvent]:
+    async def _catch_up(self, generation_id: str, cursor: int) -> list[Shown]:
         # Shielded: a watcher that goes away in the middle leaves no connection behind in an unknown state.
         stored = await asyncio.shield(self._store.events(generation_id, after=cursor, limit=PAGE))
         if not stored:
             raise UnknownGeneration(generation_id)
-        return [views.stored_event(generation_id, one) for one in stored]
+        return [Shown.of(views.stored_event(generation_id, one)) for one in stored]
 
     @contextlib.contextmanager
     def _tail(self, generation_id: str, after: int) -> Iterator[_Tail]:
@@ -225,6 +270,7 @@ class Watches:
                 store=self._store,
                 previews=self._previews,
                 remote_previews=self._remote_previews,
+                heartbeat_seconds=self._heartbeat_seconds,
             )
             tail.watchers = 1
             self._followers.create_task(tail.follow(self._notifications), name=f"tail-{generation_id}")

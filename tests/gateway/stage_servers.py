@@ -35,7 +35,7 @@ DEFAULTS = dn.ModelDefaults(
 
 @dataclass
 class Behaviour:
-    """What the stages do besides their work; `calls` and `steps` count what they did."""
+    """What the stages do besides their work, and what they did. A closed `gate` holds the steps."""
 
     step_seconds: float = 0.0
     experts: tuple[sp.Expert.ValueType, ...] = BOTH
@@ -44,10 +44,15 @@ class Behaviour:
     on_step: Callable[[int], None] = lambda _: None
     on_fragment: Callable[[int], None] = lambda _: None
     drain_at: set[int] = field(default_factory=set)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
-    running: int = 0
+    traces: set[str] = field(default_factory=set)
+    running: list[int] = field(default_factory=list)
     preempted: bool = False
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -92,8 +97,9 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
 
-    async def Denoise(self, request_iterator, _context):  # noqa: N802 - the name in the proto
+    async def Denoise(self, request_iterator, context):  # noqa: N802 - the name in the proto
         b = self.behaviour
+        b.traces.add(dict(context.invocation_metadata())["traceparent"].split("-")[1])
         b.calls.append("denoise")
         kinds = (tn.BUNDLE_KIND_CONDITIONING, tn.BUNDLE_KIND_SOLVER_STATE)
         start, received = await _receive(request_iterator, *kinds)
@@ -104,11 +110,12 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
         yield dn.DenoiseResponse(
             accepted=dn.DenoiseAccepted(first_step=start.first_step, end_step=end, boundary_step=boundary)
         )
-        b.running += 1
-        b.preempted = b.running > b.slots
+        b.running.append(start.priority)
+        b.preempted = len(b.running) > b.slots
         try:
             reason, index = dn.BUNDLE_REASON_COMPLETED, start.first_step
             while index < end:
+                await b.gate.wait()
                 b.on_step(index)
                 began = time.monotonic()
                 await asyncio.sleep(b.step_seconds)
@@ -121,7 +128,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 if start.previews.every_steps:
                     yield dn.DenoiseResponse(preview=dn.Preview(step_index=index, data=x * 64))
                 index += 1
-                if b.preempted and start.priority != 3 and index < total:
+                if b.preempted and start.priority == min(b.running) and index < total:
                     b.preempted, reason = False, dn.BUNDLE_REASON_PREEMPTED
                     break
                 if index in b.drain_at:
@@ -138,7 +145,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
                 yield message
             yield dn.DenoiseResponse(result=dn.DenoiseResult(reason=reason, next_step=index))
         finally:
-            b.running -= 1
+            b.running.remove(start.priority)
 
     def _bundle(self, kind, reason, next_step, x):
         payload = _bundle(x)

@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "grace_seconds": 5,
     "stage_wait_seconds": 5,
     "refresh_seconds": 0.2,
-    "lease_seconds": 2,
+    "lease_seconds": 30,
     "checkpoint_seconds": 0,
 }
 

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.fair_queue import TIERS, Backlog, FairQueue, Tier, TokenBucket, Work, forecast, victim
+from services.gateway.fair_queue import (
+    TIERS,
+    Backlog,
+    FairQueue,
+    Tier,
+    TokenBucket,
+    Work,
+    admissible,
+    forecast,
+    victim,
+)
 
 DRAFT, STANDARD, PRIORITY, BATCH = TIERS
 TIER = st.sampled_from([DRAFT, STANDARD, PRIORITY, BATCH])
@@ -123,6 +133,19 @@ def test_the_lightest_and_youngest_work_yields_to_priority_and_only_to_it():
     assert victim(PRIORITY, [(PRIORITY, 1.0, "p")]) is None
 
 
+def test_a_batch_yields_to_every_other_tier():
+    assert victim(DRAFT, [(STANDARD, 1.0, "s"), (BATCH, 9.0, "b")]) == "b"
+    assert victim(BATCH, [(BATCH, 1.0, "b")]) is None
+
+
+def test_work_begins_on_a_free_device_or_on_one_whose_work_yields():
+    assert admissible(TIERS, [DRAFT], devices=2) == list(TIERS)
+    assert admissible(TIERS, [DRAFT, STANDARD], devices=2) == [PRIORITY]
+    assert admissible(TIERS, [DRAFT, BATCH], devices=2) == [DRAFT, STANDARD, PRIORITY]
+    assert admissible(TIERS, [DRAFT, BATCH, STANDARD], devices=2) == [PRIORITY]
+    assert admissible(TIERS, [DRAFT, PRIORITY, PRIORITY], devices=2) == []
+
+
 @given(st.lists(st.floats(-5.0, 20.0), max_size=40))
 def test_a_token_bucket_never_gives_more_than_its_rate(steps):
     bucket = TokenBucket(rate=2.0, capacity=5.0, level=5.0, updated=0.0)
@@ -165,8 +188,32 @@ def test_a_forecast_is_the_wait_of_the_queue_itself(own, other, devices):
         ahead=Backlog(count=own, cost=float(own)),
         cost=1.0,
         others={DRAFT: Backlog(count=other, cost=float(other))},
-        running_cost=0.0,
+        running={},
         devices=devices,
     )
     assert found.wait_seconds * devices == pytest.approx(before, abs=2.0)
     assert found.position == pytest.approx(before + 1, abs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("tier", "running", "seconds"),
+    [
+        (STANDARD, {}, 6.0),
+        (STANDARD, {DRAFT: Backlog(count=1, cost=5.0)}, 6.0),
+        (STANDARD, {DRAFT: Backlog(count=2, cost=8.0)}, 10.0),
+        (STANDARD, {BATCH: Backlog(count=2, cost=1000.0)}, 6.0),
+        (PRIORITY, {DRAFT: Backlog(count=2, cost=8.0)}, 6.0),
+        (dataclasses.replace(STANDARD, max_running=1), {}, 12.0),
+    ],
+)
+def test_a_forecast_counts_what_runs_only_where_it_is_in_the_way(tier, running, seconds):
+    ahead = Backlog(count=3, cost=12.0)
+    found = forecast(tier=tier, ahead=ahead, cost=1.0, others={}, running=running, devices=2)
+    assert found.wait_seconds == seconds
+
+
+def test_a_forecast_for_a_tier_at_its_cap_waits_for_its_own_work():
+    capped = dataclasses.replace(STANDARD, max_running=1)
+    running = {capped: Backlog(count=1, cost=7.0)}
+    found = forecast(tier=capped, ahead=Backlog(), cost=1.0, others={}, running=running, devices=4)
+    assert found.wait_seconds == 7.0

@@ -18,7 +18,7 @@ async def test_circuits_and_what_waits_and_runs_in_each_tier_are_seen(tmp_path: 
         for _ in range(9):
             await running.stub.CreateGeneration(CREATE)
         await eventually(lambda: (generations("running") or 0) >= 1 and (generations("queued") or 0) >= 1)
-        waits = running.metrics.get_sample_value("rushes_gateway_queue_wait_seconds_count", {"tier": "2"})
+        waits = running.metrics.get_sample_value("rushes_gateway_queue_wait_seconds_count", {"tier": "standard"})
 
         assert waits == generations("running")
         for stage in ("encoder", "denoiser", "postprocess"):

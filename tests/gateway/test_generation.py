@@ -175,7 +175,7 @@ async def test_cancelling_stops_the_device_and_ends_the_generation_once(tmp_path
         assert answer.generation.state == gp.GENERATION_STATE_CANCELLED
         cancelled = (await running.until(call, "cancelled")).cancelled
         assert cancelled.steps_run >= 1
-        await eventually(lambda: running.behaviour.running == 0)
+        await eventually(lambda: not running.behaviour.running)
         assert len(running.behaviour.steps) <= cancelled.steps_run + 1
         again = await running.stub.CancelGeneration(gp.CancelGenerationRequest(id=step.generation_id))
         assert again.generation.state == gp.GENERATION_STATE_CANCELLED
@@ -205,7 +205,7 @@ async def test_a_deadline_that_passes_cancels_a_generation_that_is_bound_to_it(t
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         watch = running.stub.WatchGeneration(gp.WatchGenerationRequest(id=queued.generation_id))
         await running.until(watch, "cancelled")
-        await eventually(lambda: running.behaviour.running == 0)
+        await eventually(lambda: not running.behaviour.running)
 
 
 async def test_previews_are_not_made_when_they_are_not_wanted(tmp_path):

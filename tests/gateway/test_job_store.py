@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import delete, select, update
+from sqlalchemy.exc import OperationalError
 
+from services.gateway.store import database as database_module
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import LeaseLost, Outcome, RequestIdReused, UnknownGeneration
-from services.gateway.store.tables import events, generations, tenants
+from services.gateway.store.tables import events, generations, tenants, tier_clocks
 from services.gateway.store.topics import topic
 from services.gateway.store.transitions import State
 from tests.gateway.conftest import empty_database
@@ -70,7 +72,7 @@ async def test_a_zombie_writes_nothing(store: Store):
         store.leases.heartbeat(zombie),
         store.leases.preview(zombie, 1, b"preview"),
         store.leases.finish(zombie, Outcome(state=State.SUCCEEDED)),
-        store.leases.release(zombie),
+        store.leases.release(zombie, "DRAINED"),
     ):
         with pytest.raises(LeaseLost):
             await write
@@ -121,9 +123,9 @@ async def test_a_released_generation_is_not_a_lost_one(store: Store):
     job = await store.create()
     for _ in range(5):
         lease, _ = await store.claim()
-        await store.leases.release(lease)
+        await store.leases.release(lease, "DRAINED")
     waiting = await store.jobs.get(job.id, "a")
-    assert (waiting.state, waiting.attempt, waiting.losses) == (State.QUEUED, 5, 0)
+    assert (waiting.state, waiting.attempt, waiting.losses, waiting.requeued) == (State.QUEUED, 5, 0, "DRAINED")
 
 
 async def test_a_cancellation_of_a_lost_generation_is_honoured_by_the_reaper(store: Store):
@@ -201,6 +203,31 @@ async def test_an_append_rings_in_another_gateway_of_the_same_postgres(postgres:
             with other.notifications.subscribe(topic(job.id)) as bell:
                 await store.leases.append(lease, [b"step"], after=job.last_sequence)
                 await asyncio.wait_for(bell.wait(), 60)
+
+
+async def test_an_append_rings_in_another_process_of_the_same_sqlite(tmp_path):
+    url = f"sqlite:///{tmp_path}/rushes.db"
+    async with open_database(url) as one, open_database(url) as other:
+        store = Store(one)
+        await store.create()
+        lease, job = await store.claim()
+        with other.notifications.subscribe(topic(job.id)) as bell:
+            await store.leases.append(lease, [b"step"], after=job.last_sequence)
+            await asyncio.wait_for(bell.wait(), 5)
+
+
+async def test_a_gateway_that_stops_within_a_transaction_holds_up_nobody_for_long(postgres: str, monkeypatch):
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    with empty_database(postgres) as url:
+        async with open_database(url) as one, open_database(url) as other:
+            store = Store(other)
+            await store.create()
+            stuck = one.write()
+            connection = await stuck.__aenter__()
+            await connection.execute(select(tier_clocks).with_for_update())
+            assert await asyncio.wait_for(store.claim(), 60) is not None
+            with pytest.raises(OperationalError):
+                await stuck.__aexit__(None, None, None)
 
 
 async def test_gateways_that_open_one_database_at_once_make_its_tables_once(database_url: str):

@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(lease=consumes(leases))
     def release(self, lease: Lease | None) -> None:
-        if self.attempt(lease, self.store.leases.release(lease or Lease(id="", owner="", epoch=0))):
+        if self.attempt(lease, self.store.leases.release(lease or Lease(id="", owner="", epoch=0), "DRAINED")):
             self.states[lease.id] = State.QUEUED
 
     @rule(data=st.data())

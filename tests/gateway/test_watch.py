@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -63,9 +63,17 @@ class Desk:
         assert claimed is not None
         return claimed
 
+    async def watch(self, after: int = 0) -> AsyncGenerator[gp.GenerationEvent, None]:
+        """What a watcher gets."""
+        async with aclosing(self.watches.watch("g1", after=after)) as shown:
+            async for one in shown:
+                event = gp.WatchGenerationResponse.FromString(one.response).event
+                assert (one.sequence, one.terminal) == (event.sequence, views.is_terminal(event))
+                yield event
+
     async def sequences(self, after: int = 0) -> list[int]:
-        """What a watcher gets, to the end."""
-        async with aclosing(self.watches.watch("g1", after=after)) as events:
+        """The durable ones, to the end."""
+        async with aclosing(self.watch(after)) as events:
             return [event.sequence async for event in events if event.sequence]
 
 
@@ -93,7 +101,7 @@ async def test_a_watcher_far_behind_reads_the_store_and_misses_nothing(database:
     monkeypatch.setattr(watch, "TAIL_EVENTS", 8)
     async with desk(database) as at:
         lease, job = await at.start()
-        async with aclosing(at.watches.watch("g1", after=0)) as slow:
+        async with aclosing(at.watch(0)) as slow:
             first = await anext(slow)
             fast = asyncio.create_task(at.sequences())
             last = job.last_sequence
@@ -107,7 +115,7 @@ async def test_a_watcher_far_behind_reads_the_store_and_misses_nothing(database:
 async def test_a_slow_viewer_loses_previews_and_is_told_how_many(database: Database):
     async with desk(database) as at:
         lease, job = await at.start()
-        async with aclosing(at.watches.watch("g1", after=job.last_sequence)) as events:
+        async with aclosing(at.watch(job.last_sequence)) as events:
             at.previews.publish("g1", denoiser_pb2.Preview(step_index=0))
             assert (await anext(events)).preview.preview.step_index == 0
             for index in range(1, 10):
@@ -122,7 +130,7 @@ async def test_a_slow_viewer_loses_previews_and_is_told_how_many(database: Datab
 async def test_a_quiet_stream_says_that_it_is_alive(database: Database):
     async with desk(database, heartbeat_seconds=0.05) as at:
         lease, job = await at.start()
-        async with aclosing(at.watches.watch("g1", after=job.last_sequence)) as events:
+        async with aclosing(at.watch(job.last_sequence)) as events:
             assert (await anext(events)).HasField("heartbeat")
             assert (await anext(events)).HasField("heartbeat")
         await at.leases.finish(lease, Outcome(state=State.SUCCEEDED))
@@ -132,7 +140,7 @@ async def test_a_watcher_of_another_gateway_sees_events_and_previews(postgres: s
     with empty_database(postgres) as url:
         async with open_database(url) as one, open_database(url) as other, desk(one) as owner, desk(other) as viewer:
             lease, job = await owner.start()
-            async with aclosing(viewer.watches.watch("g1", after=job.last_sequence)) as events:
+            async with aclosing(viewer.watch(job.last_sequence)) as events:
                 pending = asyncio.ensure_future(anext(events))
                 await owner.leases.append(lease, [STEP], after=job.last_sequence)
                 assert (await asyncio.wait_for(pending, 60)).HasField("step")

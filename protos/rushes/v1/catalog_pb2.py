@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rushes.v1 import denoiser_pb2 as rushes_dot_v1_dot_denoiser__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rushes/v1/catalog.proto\x12\trushes.v1\x1a\x18rushes/v1/denoiser.proto\"\x13\n\x11ListModelsRequest\"\xa3\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x15\n\rdemonstration\x18\x04 \x01(\x08\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12*\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x18.rushes.v1.ModelDefaults\x12&\n\x06limits\x18\x07 \x01(\x0b\x32\x16.rushes.v1.ModelLimits\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x33\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1e.rushes.v1.ReferenceDifference\x12\"\n\x07presets\x18\n \x03(\x0b\x32\x11.rushes.v1.Preset\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rushes.v1.Model\"\x12\n\x10GetLimitsRequest\"v\n\x11GetLimitsResponse\x12\x1d\n\x15max_prompt_characters\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x32\xa3\x01\n\x0e\x43\x61talogService\x12I\n\nListModels\x12\x1c.rushes.v1.ListModelsRequest\x1a\x1d.rushes.v1.ListModelsResponse\x12\x46\n\tGetLimits\x12\x1b.rushes.v1.GetLimitsRequest\x1a\x1c.rushes.v1.GetLimitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rushes/v1/catalog.proto\x12\trushes.v1\x1a\x18rushes/v1/denoiser.proto\"\x13\n\x11ListModelsRequest\"\xa3\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x15\n\rdemonstration\x18\x04 \x01(\x08\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12*\n\x08\x64\x65\x66\x61ults\x18\x06 \x01(\x0b\x32\x18.rushes.v1.ModelDefaults\x12&\n\x06limits\x18\x07 \x01(\x0b\x32\x16.rushes.v1.ModelLimits\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x33\n\x0b\x64ifferences\x18\t \x03(\x0b\x32\x1e.rushes.v1.ReferenceDifference\x12\"\n\x07presets\x18\n \x03(\x0b\x32\x11.rushes.v1.Preset\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rushes.v1.Model\"\x12\n\x10GetLimitsRequest\"\x9c\x01\n\x11GetLimitsResponse\x12\x1d\n\x15max_prompt_characters\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x05\x12$\n\x05tiers\x18\x05 \x03(\x0b\x32\x15.rushes.v1.TierLimits\"\x88\x01\n\nTierLimits\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\x1d\n\x10max_wait_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bmax_running\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\x13\n\x11_max_wait_secondsB\x0e\n\x0c_max_running2\xa3\x01\n\x0e\x43\x61talogService\x12I\n\nListModels\x12\x1c.rushes.v1.ListModelsRequest\x1a\x1d.rushes.v1.ListModelsResponse\x12\x46\n\tGetLimits\x12\x1b.rushes.v1.GetLimitsRequest\x1a\x1c.rushes.v1.GetLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_end=433
   _globals['_GETLIMITSREQUEST']._serialized_start=435
   _globals['_GETLIMITSREQUEST']._serialized_end=453
-  _globals['_GETLIMITSRESPONSE']._serialized_start=455
-  _globals['_GETLIMITSRESPONSE']._serialized_end=573
-  _globals['_CATALOGSERVICE']._serialized_start=576
-  _globals['_CATALOGSERVICE']._serialized_end=739
+  _globals['_GETLIMITSRESPONSE']._serialized_start=456
+  _globals['_GETLIMITSRESPONSE']._serialized_end=612
+  _globals['_TIERLIMITS']._serialized_start=615
+  _globals['_TIERLIMITS']._serialized_end=751
+  _globals['_CATALOGSERVICE']._serialized_start=754
+  _globals['_CATALOGSERVICE']._serialized_end=917
 # @@protoc_insertion_point(module_scope)

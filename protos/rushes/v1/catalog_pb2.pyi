@@ -153,6 +153,7 @@ class GetLimitsResponse(_message.Message):
     MAX_QUEUED_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     max_prompt_characters: _builtins.int
     """Longest prompt in characters."""
     max_queued: _builtins.int
@@ -161,6 +162,10 @@ class GetLimitsResponse(_message.Message):
     """Generations that run at once."""
     max_message_bytes: _builtins.int
     """Largest message in bytes."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierLimits]:
+        """The classes of service: those of `Tier`, and `batch` for what comes through CreateGenerations."""
+
     def __init__(
         self,
         *,
@@ -168,11 +173,53 @@ class GetLimitsResponse(_message.Message):
         max_queued: _builtins.int = ...,
         max_running: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___TierLimits] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_prompt_characters", b"max_prompt_characters", "max_queued", b"max_queued", "max_running", b"max_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_prompt_characters", b"max_prompt_characters", "max_queued", b"max_queued", "max_running", b"max_running", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLimitsResponse: _TypeAlias = GetLimitsResponse  # noqa: Y015
+
+@_typing.final
+class TierLimits(_message.Message):
+    """TierLimits says how a class of service is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`draft`, `standard`, `priority` or `batch`."""
+    weight: _builtins.float
+    """Share of the devices while every class has work, relative to the others' weights."""
+    max_wait_seconds: _builtins.float
+    """Predicted seconds of waiting past which new work is refused; not set: any wait is taken."""
+    max_running: _builtins.int
+    """Generations of the class that run at once, over all gateways; not set: as many as there are devices."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        max_wait_seconds: _builtins.float | None = ...,
+        max_running: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_wait_seconds", b"_max_wait_seconds", "max_running", b"max_running", "max_wait_seconds", b"max_wait_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_wait_seconds", b"_max_wait_seconds", "max_running", b"max_running", "max_wait_seconds", b"max_wait_seconds", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_running: _TypeAlias = _typing.Literal["max_running"]  # noqa: Y015
+    _WhichOneofArgType__max_running: _TypeAlias = _typing.Literal["_max_running", b"_max_running"]  # noqa: Y015
+    _WhichOneofReturnType__max_wait_seconds: _TypeAlias = _typing.Literal["max_wait_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_wait_seconds: _TypeAlias = _typing.Literal["_max_wait_seconds", b"_max_wait_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_running) -> _WhichOneofReturnType__max_running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wait_seconds) -> _WhichOneofReturnType__max_wait_seconds | None: ...
+
+Global___TierLimits: _TypeAlias = TierLimits  # noqa: Y015

@@ -843,7 +843,10 @@ class ResumedEvent(_message.Message):
     attempt: _builtins.int
     """Which attempt, from 1."""
     reason: _builtins.str
-    """Stable reason in UPPER_SNAKE_CASE, for example STAGE_LOST or LEASE_EXPIRED."""
+    """Stable reason in UPPER_SNAKE_CASE. A denoiser was lost (STAGE_LOST), drained (STAGE_DRAINED), needed for other work
+    (STAGE_PREEMPTED) or done with its expert's part (EXPERT_BOUNDARY); the gateway was lost (LEASE_EXPIRED), stopped
+    (GATEWAY_DRAINED) or without its database when it had to begin (STORE_UNAVAILABLE).
+    """
     def __init__(
         self,
         *,

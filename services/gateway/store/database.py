@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy
+from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import ClauseElement, Executable, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, CursorResult, Engine, make_url
+from sqlalchemy.engine import URL, CursorResult, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -26,6 +27,10 @@ CHECKPOINT_SECONDS = 5.0
 POOL_SIZE = 8
 TOPICS = "topics"
 PING_AFTER_SECONDS = 1.0
+IDLE_SECONDS = 10
+"""After so long a transaction of a gateway that was stopped in its midst, or cut off, no longer holds up the others."""
+LISTEN_SECONDS = 0.025
+"""How often a SQLite file is looked at for what other processes have written."""
 _USED = "used"
 _DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 _PING = sqlalchemy.text("SELECT 1")
@@ -102,7 +107,8 @@ class SqliteDatabase:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
-        self.notifications: Notifications = LocalNotifications()
+        self._bells = LocalNotifications()
+        self.notifications: Notifications = self._bells
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
@@ -132,6 +138,29 @@ class SqliteDatabase:
         """Bring the tables up to date."""
         async with self._begun() as connection:
             migrations.upgrade(connection)
+
+    async def listen_for_ever(self, known: int) -> None:
+        """Ring every bell when another process has written: the number that SQLite keeps for its writer then changes.
+
+        What this process writes goes through the writer too, and leaves the number as it is.
+        """
+        while True:
+            await asyncio.sleep(LISTEN_SECONDS)
+            async with self._turn:
+                number = self.data_version()
+            if number != known:
+                self._bells.ring_all()
+            known = number
+
+    def data_version(self) -> int:
+        """The number that changes when another process has written."""
+        connection = self._writer.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA data_version")
+            return int(cursor.fetchall()[0][0])
+        finally:
+            connection.close()
 
     async def fold_for_ever(self) -> None:
         """Fold the write-ahead log into the file now and then, in a thread, beside the readers and the writer."""
@@ -292,13 +321,16 @@ async def _open_sqlite(url: URL) -> AsyncIterator[Database]:
         event.listen(engine, "connect", _pragmas(wait=wait))
         event.listen(engine, "begin", _beginner(begin))
     database = SqliteDatabase(reader, writer)
-    folding = asyncio.create_task(database.fold_for_ever(), name="sqlite-folding")
+    tasks = [asyncio.create_task(database.fold_for_ever(), name="sqlite-folding")]
     try:
         await database.migrate()
+        listening = database.listen_for_ever(database.data_version())
+        tasks.append(asyncio.create_task(listening, name="sqlite-listening"))
         yield database
     finally:
-        folding.cancel()
-        await asyncio.wait([folding])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         reader.dispose()
         writer.dispose()
 
@@ -306,6 +338,8 @@ async def _open_sqlite(url: URL) -> AsyncIterator[Database]:
 @contextlib.asynccontextmanager
 async def _open_postgres(url: URL) -> AsyncIterator[Database]:
     engine = create_async_engine(url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
+    event.listen(engine.sync_engine, "connect", _bound_idling)
+    event.listen(engine.sync_engine, "handle_error", _idled, retval=True)
     libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         async with PostgresNotifications(libpq) as notifications:
@@ -314,6 +348,22 @@ async def _open_postgres(url: URL) -> AsyncIterator[Database]:
             yield database
     finally:
         await engine.dispose()
+
+
+def _bound_idling(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    cursor.close()
+    connection.commit()
+
+
+def _idled(context: ExceptionContext) -> Exception | None:
+    """The end of a transaction that idled is an outage like others; psycopg calls it an internal error."""
+    cause = context.original_exception
+    if not isinstance(cause, IdleInTransactionSessionTimeout):
+        return None
+    context.is_disconnect = True
+    return OperationalError(context.statement, context.parameters, cause, connection_invalidated=True)
 
 
 def _pragmas(*, wait: bool) -> Any:

@@ -29,7 +29,8 @@ class NewJob:
 class Job:
     """A generation as it stands; `spec`, `failure`, `video` and `latency` are serialised messages of `rushes.v1`.
 
-    `attempt` counts the times work was begun, `losses` those that ended with an expired lease.
+    `attempt` counts the times work was begun, `losses` those that ended with an expired lease, and `requeued` is why
+    the last one that did not end the generation was over.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Job:
     ended: float | None
     attempt: int
     losses: int
+    requeued: str | None
     lease_owner: str | None
     lease_epoch: int
     lease_until: float | None

@@ -228,10 +228,12 @@ class JobStore:
                 for key in keys.split()
             }
 
-    async def backlog(self, *, tier: int, before: float) -> tuple[Backlog, Mapping[int, Backlog], float, int]:
-        """Queued work: ahead of rank `before` in `tier`, and in the other tiers; cost and number of what runs."""
+    async def backlog(
+        self, *, tier: int, before: float
+    ) -> tuple[Backlog, Mapping[int, Backlog], Mapping[int, Backlog]]:
+        """Queued work: ahead of rank `before` in `tier`, and in the other tiers; and what runs, by tier."""
         ahead = case((generations.c.tier != tier, 1), (generations.c.rank < before, 1), else_=0)
-        query = (
+        queued = (
             select(
                 generations.c.tier,
                 func.sum(ahead).label("number"),
@@ -241,14 +243,17 @@ class JobStore:
             .group_by(generations.c.tier)
         )
         left = func.sum(generations.c.cost * (1.0 - generations.c.progress))
-        running = select(func.count().label("number"), left.label("cost")).where(RUNNING)
+        running = (
+            select(generations.c.tier, func.count().label("number"), left.label("cost"))
+            .where(RUNNING)
+            .group_by(generations.c.tier)
+        )
         async with self._database.read() as connection:
-            found = {
-                row.tier: Backlog(count=int(row.number or 0), cost=float(row.cost or 0.0))
-                for row in await connection.execute(query)
-            }
-            now = (await connection.execute(running)).one()
-        return found.pop(tier, Backlog()), found, float(now.cost or 0.0), int(now.number)
+            found, now = (
+                {row.tier: Backlog(count=int(row.number), cost=float(row.cost)) for row in rows}
+                for rows in (await connection.execute(queued), await connection.execute(running))
+            )
+        return found.pop(tier, Backlog()), found, now
 
     async def population(self) -> Mapping[tuple[int, State], int]:
         """How many generations wait and run, by tier and state."""

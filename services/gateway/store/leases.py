@@ -4,7 +4,7 @@ import asyncio
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any, Final
@@ -35,6 +35,8 @@ from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import State
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
+LEASE_EXPIRED = "LEASE_EXPIRED"
+"""Why a generation waits again whose owner was silent for too long."""
 WHOLE_QUEUE = 0
 """The row of `tier_clocks` whose start tag is the virtual time of the whole queue."""
 TAKE = (
@@ -87,20 +89,22 @@ class LeaseStore:
         self._looking = _looking(self._tiers)
         self._claiming = asyncio.Lock()
 
-    async def claim(self, owner: str, *, started_event: EventOf, preempting: bool = False) -> tuple[Lease, Job] | None:
+    async def claim(
+        self, owner: str, *, started_event: EventOf, among: Collection[int] | None = None
+    ) -> tuple[Lease, Job] | None:
         """Lease the generation that fair queueing serves next, or None if none may run.
 
-        `preempting` looks only at the tiers that take a device from others.
+        `among`: numbers of the tiers that it may be of; None stands for all.
         """
         # Claims wait for each other at the clocks anyway: here without holding a connection.
         async with self._claiming:
             while True:
-                taken = await self._claim(owner, started_event, preempting=preempting)
+                taken = await self._claim(owner, started_event, among)
                 if taken is not _OVERTAKEN:
                     return taken
 
     async def _claim(
-        self, owner: str, started_event: EventOf, *, preempting: bool
+        self, owner: str, started_event: EventOf, among: Collection[int] | None
     ) -> tuple[Lease, Job] | _Overtaken | None:
         now = self._clock()
         async with self._database.write() as connection:
@@ -118,7 +122,7 @@ class LeaseStore:
                 backlogged=[
                     self._tiers[number]
                     for number in heads
-                    if number not in capped and (self._tiers[number].preempts or not preempting)
+                    if number not in capped and (among is None or number in among)
                 ],
             )
             if tier is None:
@@ -199,10 +203,10 @@ class LeaseStore:
             await self._database.ring(connection, topic(lease.id))
         return job
 
-    async def release(self, lease: Lease) -> None:
-        """Put the generation back into the queue, as work that was not lost."""
+    async def release(self, lease: Lease, reason: str) -> None:
+        """Put the generation back into the queue, as work that was not lost; `reason` is what its next event says."""
         async with self._database.write() as connection:
-            await _fenced(connection, lease, _requeued())
+            await _fenced(connection, lease, _requeued(reason))
             await self._database.ring(connection, QUEUE_TOPIC)
 
     async def reap(
@@ -248,7 +252,9 @@ class LeaseStore:
             elif job.losses >= max_losses:
                 outcome = Outcome(state=State.FAILED, failure=failure(job))
             if outcome is None:
-                job = await _fenced(connection, lease, {**_requeued(), "not_before": now + back_off(job.losses)})
+                job = await _fenced(
+                    connection, lease, {**_requeued(LEASE_EXPIRED), "not_before": now + back_off(job.losses)}
+                )
                 await self._database.ring(connection, QUEUE_TOPIC)
             else:
                 job = (
@@ -302,8 +308,8 @@ def _looking(tiers: Iterable[int]) -> CompoundSelect[Any]:
     )
 
 
-def _requeued() -> dict[str, object]:
-    return {"state": State.QUEUED, "lease_owner": None, "lease_until": None}
+def _requeued(reason: str) -> dict[str, object]:
+    return {"state": State.QUEUED, "lease_owner": None, "lease_until": None, "requeued": reason}
 
 
 @functools.cache

@@ -40,6 +40,7 @@ generations = Table(
     Column("ended", Float),
     Column("attempt", Integer, nullable=False, default=0),
     Column("losses", Integer, nullable=False, default=0),
+    Column("requeued", String(32)),
     Column("lease_owner", String(64)),
     Column("lease_epoch", BigInteger, nullable=False, default=0),
     Column("lease_until", Float),
@@ -87,6 +88,7 @@ generations = Table(
 )
 """One row a generation; the partial indexes hold only the live ones, so that history costs a claim nothing.
 
+`requeued` is why work that was begun waits again.
 `outputs` are the keys of the files made from the clip, with spaces between them. `follows` names the generation in
 flight whose clip a queued one waits for, `cached_from` the one whose clip it got.
 """
