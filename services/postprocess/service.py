@@ -30,6 +30,7 @@ from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import Finished, QualityRefused, Rendering
+from services.postprocess.scaler_choice import ScalerChoice, choose_scaler
 from services.postprocess.upscale import Upscalers, load_upscalers
 from services.postprocess.wire import (
     accepted_message,
@@ -39,6 +40,7 @@ from services.postprocess.wire import (
     output_message,
     progress_message,
     result_message,
+    scaler_message,
 )
 
 Responses = AsyncGenerator[postprocess_pb2.RenderResponse, None]
@@ -59,6 +61,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         producer: str,
         encoders: Mapping[Codec, str],
         upscalers: Upscalers,
+        scaling: ScalerChoice,
         draining: asyncio.Event,
     ) -> None:
         self._manifest = folder.manifest
@@ -70,6 +73,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._producer = producer
         self._encoders = encoders
         self._upscalers = upscalers
+        self._scaling = scaling
         self._draining = draining
         self._frame_slots = Slots(slots.capacity, slots.retry_after_seconds)
 
@@ -136,6 +140,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                 self._decoder,
                 encoder_threads=self._encoder_threads,
                 upscalers=self._upscalers,
+                scaler=self._scaling.scaler,
                 producer=self._producer,
             )
         except EncoderRefused as refused:
@@ -167,6 +172,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             encoders=self._encoders.values(),
             upscalers=self._upscalers.ids,
             upscaling_networks=network_messages(self._upscalers),
+            frame_scaler=scaler_message(self._scaling),
         )
 
 
@@ -180,7 +186,8 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
     async with DeviceThread.open("postprocess-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         vae = await thread.run(load_module, folder.component("vae"), AutoencoderKLWan, dtype, device)
-        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap}"
+        scaling = await thread.run(choose_scaler, config.frame_scaler, device)
+        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap} {scaling.scaler.name}"
         fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
         logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
         upscalers = await thread.run(
@@ -202,6 +209,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             producer=config.content_producer,
             encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
             upscalers=upscalers,
+            scaling=scaling,
             draining=draining,
         )
         yield [
