@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from services.postprocess.frames import Pixels
+from services.postprocess.scaling import OPENCV, Scaler, Tone
 
 _UNSHARP_SIGMA = 1.2
 
@@ -22,27 +23,26 @@ class Adjustments:
 
 
 class Adjuster:
-    """Makes the changes in the order light, colour, sharpness."""
+    """Makes the changes in the order light, colour, sharpness: the first two by the scaler, the last by OpenCV."""
 
-    def __init__(self, adjustments: Adjustments) -> None:
-        self._adjustments = adjustments
-        self._table = _light_table(adjustments)
+    def __init__(self, adjustments: Adjustments, scaler: Scaler = OPENCV) -> None:
+        self._tone = Tone(light=_light(adjustments), saturation=adjustments.saturation)
+        self._sharpness = adjustments.sharpness
+        self._scaler = scaler
 
-    def adjusted(self, picture: Pixels) -> Pixels:
-        """`picture` [h, w, 3], changed."""
-        wanted = self._adjustments
-        changed = np.asarray(cv2.LUT(picture, self._table), np.uint8)
-        if wanted.saturation != 1:
-            grey = cv2.cvtColor(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            changed = np.asarray(cv2.addWeighted(changed, wanted.saturation, grey, 1 - wanted.saturation, 0), np.uint8)
-        if wanted.sharpness:
-            soft = cv2.GaussianBlur(changed, (0, 0), _UNSHARP_SIGMA)
-            changed = np.asarray(cv2.addWeighted(changed, 1 + wanted.sharpness, soft, -wanted.sharpness, 0), np.uint8)
-        return changed
+    def adjusted(self, pixels: Pixels) -> Pixels:
+        """`pixels` [n, h, w, 3], changed."""
+        toned = self._scaler.toned(pixels, self._tone)
+        return np.stack([_sharpened(picture, self._sharpness) for picture in toned]) if self._sharpness else toned
 
 
-def _light_table(wanted: Adjustments) -> Pixels:
+def _sharpened(picture: Pixels, sharpness: float) -> Pixels:
+    soft = cv2.GaussianBlur(picture, (0, 0), _UNSHARP_SIGMA)
+    return np.asarray(cv2.addWeighted(picture, 1 + sharpness, soft, -sharpness, 0), np.uint8)
+
+
+def _light(wanted: Adjustments) -> bytes:
     """Gamma, then contrast around the middle, then brightness, for each of the 256 values."""
     light = (np.arange(256) / 255) ** (1 / wanted.gamma)
     light = (light - 0.5) * wanted.contrast + 0.5 + wanted.brightness
-    return np.clip(np.rint(light * 255), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(light * 255), 0, 255).astype(np.uint8).tobytes()

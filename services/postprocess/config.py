@@ -51,6 +51,11 @@ class PostprocessConfig(ModelServiceConfig):
     upscaler_margin: int = Field(
         32, ge=0, le=128, description="pixels around a tile that an upscaling network sees and that are thrown away"
     )
+    frame_scaler: Literal["auto", "measure", "opencv", "dali"] = Field(
+        "auto",
+        description="what scales and colours frames; auto is OpenCV on the CPU and DALI, where installed, on a GPU; "
+        "measure takes the fastest at the start",
+    )
 
     @model_validator(mode="after")
     def _check_c2pa(self) -> "PostprocessConfig":

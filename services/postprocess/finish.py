@@ -11,6 +11,7 @@ from services.postprocess.fit import Fit, fitted
 from services.postprocess.fonts import font_for
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.overlay import Label, Logo, Overlay, label_overlay, logo_overlay, subtitle_overlay
+from services.postprocess.scaling import OPENCV, Scaler
 from services.postprocess.subtitles import Cue
 
 
@@ -44,10 +45,11 @@ class Finisher:
 
     name = "finish"
 
-    def __init__(self, finish: Finish, *, total: int, fps: Fraction) -> None:
+    def __init__(self, finish: Finish, *, total: int, fps: Fraction, scaler: Scaler = OPENCV) -> None:
         self._finish = finish
+        self._scaler = scaler
         self._total = total
-        self._adjuster = Adjuster(finish.adjustments) if finish.adjustments is not None else None
+        self._adjuster = Adjuster(finish.adjustments, scaler) if finish.adjustments is not None else None
         self._fps = fps
         size = (finish.width, finish.height)
         self._lasting = [
@@ -60,7 +62,11 @@ class Finisher:
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """The same frames, finished."""
-        pictures = [self._finished(picture, item.first + offset) for offset, picture in enumerate(item.pixels)]
+        finish = self._finish
+        pixels = fitted(item.pixels, finish.width, finish.height, finish.fit, self._scaler)
+        if self._adjuster is not None:
+            pixels = self._adjuster.adjusted(pixels)
+        pictures = [self._finished(picture, item.first + offset) for offset, picture in enumerate(pixels)]
         yield Frames(first=item.first, pixels=np.stack(pictures))
 
     def flush(self) -> Iterator[Frames]:
@@ -68,19 +74,15 @@ class Finisher:
         yield from ()
 
     def _finished(self, picture: Pixels, index: int) -> Pixels:
-        finish = self._finish
-        finished = fitted(picture, finish.width, finish.height, finish.fit)
-        if self._adjuster is not None:
-            finished = self._adjuster.adjusted(finished)
         light = self._light(index)
         overlays = [*self._lasting, *self._subtitles(float(index / self._fps))]
         if light < 1:
-            finished = np.rint(finished * light).astype(np.uint8)
+            picture = np.rint(picture * light).astype(np.uint8)
         if overlays:
-            finished = finished.copy()
+            picture = picture.copy()
             for overlay in overlays:
-                overlay.lay_over(finished)
-        return finished
+                overlay.lay_over(picture)
+        return picture
 
     def _light(self, index: int) -> float:
         """1 outside the fades; 0 on the first frame of a clip that fades in and on the last of one that fades out."""

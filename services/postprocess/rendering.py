@@ -29,6 +29,7 @@ from services.postprocess.mp4 import Mp4Encoder
 from services.postprocess.outputs import OutputPart, parts
 from services.postprocess.plan import RenderPlan
 from services.postprocess.provenance import RUSHES, Maker, Origin
+from services.postprocess.scaling import OPENCV, Scaler
 from services.postprocess.signing import Signer
 from services.postprocess.spool import Spool
 from services.postprocess.sprite import Sprite
@@ -78,6 +79,7 @@ class Rendering:
         *,
         encoder_threads: int,
         upscalers: Upscalers = PLAIN,
+        scaler: Scaler = OPENCV,
         maker: Maker = RUSHES,
         signer: Signer | None = None,
     ) -> None:
@@ -100,10 +102,10 @@ class Rendering:
         )
         self.stages: list[Stage[Any]] = [
             *([Interpolator(source_fps=plan.fps, target_fps=fps)] if fps != plan.fps else []),
-            *([upscalers.stage(plan.upscaler, plan.upscale)] if plan.upscale > 1 else []),
+            *([upscalers.stage(plan.upscaler, plan.upscale, scaler)] if plan.upscale > 1 else []),
             self._inspector,
             *([Looper(total=plan.interpolated_frames, overlap=plan.loop_frames)] if plan.loop_frames else []),
-            *([Finisher(finish, total=total, fps=fps)] if finish.changes(*plan.upscaled_size) else []),
+            *([Finisher(finish, total=total, fps=fps, scaler=scaler)] if finish.changes(*plan.upscaled_size) else []),
             *([Marker(plan.mark_id)] if plan.mark_id is not None else []),
             self._stills,
             self._encoder,

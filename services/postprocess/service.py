@@ -33,6 +33,7 @@ from services.postprocess.plan import RenderPlan
 from services.postprocess.provenance import Maker
 from services.postprocess.refusals import quality_refusal, signing_failure, stage_failure
 from services.postprocess.rendering import Finished, Rendering
+from services.postprocess.scaler_choice import ScalerChoice, choose_scaler
 from services.postprocess.signing import Signer, SigningFailed, open_signer
 from services.postprocess.upscale import Upscalers, load_upscalers
 from services.postprocess.wire import (
@@ -43,6 +44,7 @@ from services.postprocess.wire import (
     output_message,
     progress_message,
     result_message,
+    scaler_message,
     signing_message,
 )
 
@@ -65,6 +67,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         signer: Signer | None,
         encoders: Mapping[Codec, str],
         upscalers: Upscalers,
+        scaling: ScalerChoice,
         draining: asyncio.Event,
     ) -> None:
         self._manifest = folder.manifest
@@ -77,6 +80,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
         self._signer = signer
         self._encoders = encoders
         self._upscalers = upscalers
+        self._scaling = scaling
         self._draining = draining
         self._frame_slots = Slots(slots.capacity, slots.retry_after_seconds)
 
@@ -140,6 +144,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
                 self._decoder,
                 encoder_threads=self._encoder_threads,
                 upscalers=self._upscalers,
+                scaler=self._scaling.scaler,
                 maker=self._maker,
                 signer=self._signer,
             )
@@ -173,6 +178,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
             upscalers=self._upscalers.ids,
             upscaling_networks=network_messages(self._upscalers),
             signing=signing_message(self._signer.credentials) if self._signer is not None else None,
+            frame_scaler=scaler_message(self._scaling),
         )
 
 
@@ -190,7 +196,8 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
     async with DeviceThread.open("postprocess-device", config.threads) as thread:
         folder = ModelFolder(config.model)
         vae = await thread.run(load_module, folder.component("vae"), AutoencoderKLWan, dtype, device)
-        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap}"
+        scaling = await thread.run(choose_scaler, config.frame_scaler, device)
+        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap} {scaling.scaler.name}"
         fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
         logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
         upscalers = await thread.run(
@@ -213,6 +220,7 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             signer=signer,
             encoders=await asyncio.to_thread(present_encoders, hardware=config.hardware_encoder),
             upscalers=upscalers,
+            scaling=scaling,
             draining=draining,
         )
         yield [

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
-import cv2
 import numpy as np
 import torch
 
@@ -14,6 +13,7 @@ from services.model.manifest import PLAIN_UPSCALER
 from services.postprocess.architectures import Network, load_network
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.runtimes import Batch, Choice, choose_runtime
+from services.postprocess.scaling import OPENCV, Scaler
 
 LANCZOS = PLAIN_UPSCALER
 """Id of the plain upscaler, which is always there."""
@@ -22,18 +22,19 @@ _BATCH_PIXELS = 2**19
 
 
 class LanczosUpscaler:
-    """Enlarges by `factor` with an 8x8 Lanczos kernel; it holds nothing."""
+    """Enlarges by `factor` with the Lanczos kernel of `scaler`; it holds nothing."""
 
     name = "upscale"
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, factor: int, scaler: Scaler = OPENCV) -> None:
         self._factor = factor
+        self._scaler = scaler
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """The same frames, `factor` times as wide and high."""
-        size = (item.pixels.shape[2] * self._factor, item.pixels.shape[1] * self._factor)
-        larger = [cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4) for picture in item.pixels]
-        yield Frames(first=item.first, pixels=np.stack(larger))
+        _, height, width, _ = item.pixels.shape
+        larger = self._scaler.scaled(item.pixels, width * self._factor, height * self._factor)
+        yield Frames(first=item.first, pixels=larger)
 
     def flush(self) -> Iterator[Frames]:
         """Nothing is held back."""
@@ -88,9 +89,10 @@ class NetworkUpscaler:
 
     name = "upscale"
 
-    def __init__(self, loaded: LoadedNetwork, factor: int) -> None:
+    def __init__(self, loaded: LoadedNetwork, factor: int, scaler: Scaler = OPENCV) -> None:
         self._loaded = loaded
         self._factor = factor
+        self._scaler = scaler
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """The same frames, `factor` times as wide and high."""
@@ -99,8 +101,8 @@ class NetworkUpscaler:
             pixels = self._loaded.enlarge(pixels)
             reached *= self._loaded.network.scale
         if reached != self._factor:
-            size = (item.pixels.shape[2] * self._factor, item.pixels.shape[1] * self._factor)
-            pixels = np.stack([cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in pixels])
+            _, height, width, _ = item.pixels.shape
+            pixels = self._scaler.scaled(pixels, width * self._factor, height * self._factor)
         yield Frames(first=item.first, pixels=pixels)
 
     def flush(self) -> Iterator[Frames]:
@@ -124,9 +126,11 @@ class Upscalers:
         """The one for requests that name none."""
         return next(iter(self.networks), LANCZOS)
 
-    def stage(self, name: str, factor: int) -> LanczosUpscaler | NetworkUpscaler:
+    def stage(self, name: str, factor: int, scaler: Scaler = OPENCV) -> LanczosUpscaler | NetworkUpscaler:
         """The stage of the upscaler `name`."""
-        return LanczosUpscaler(factor) if name == LANCZOS else NetworkUpscaler(self.networks[name], factor)
+        if name == LANCZOS:
+            return LanczosUpscaler(factor, scaler)
+        return NetworkUpscaler(self.networks[name], factor, scaler)
 
 
 PLAIN = Upscalers(networks=MappingProxyType({}))

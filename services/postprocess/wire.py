@@ -15,6 +15,7 @@ from services.postprocess.orders import ACTIONS, CHECKS, CODECS, CONTAINERS, COR
 from services.postprocess.outputs import OutputKind, OutputPart
 from services.postprocess.plan import RenderPlan
 from services.postprocess.rendering import ContactSheet, Finished, Poster
+from services.postprocess.scaler_choice import ScalerChoice
 from services.postprocess.stills import Still
 from services.postprocess.timing import busy_seconds, tail_seconds
 from services.postprocess.upscale import Upscalers
@@ -186,6 +187,11 @@ def signing_message(credentials: Credentials) -> postprocess_pb2.SigningDescript
     )
     message.expire_time.FromDatetime(credentials.not_after)
     return message
+
+
+def scaler_message(choice: ScalerChoice) -> postprocess_pb2.FrameScalerDescription:
+    """What scales and colours frames."""
+    return postprocess_pb2.FrameScalerDescription(id=choice.scaler.name, seconds=choice.seconds)
 
 
 def _span(work: Work, origin: float) -> latency_pb2.Span:

@@ -38,20 +38,20 @@ def _png(image: Image.Image) -> bytes:
 @pytest.mark.parametrize("size", [(64, 64), (36, 64), (64, 36), (100, 80), (192, 128), (2, 2)])
 @pytest.mark.parametrize("fit", Fit)
 def test_every_fit_gives_the_exact_size(fit: Fit, size: tuple[int, int]) -> None:
-    picture = fitted(_gray(1)[0], *size, fit)
+    pictures = fitted(_gray(2), *size, fit)
 
-    assert picture.shape == (size[1], size[0], 3)
+    assert pictures.shape == (2, size[1], size[0], 3)
 
 
 def test_crop_keeps_the_middle_and_pad_fills_with_black(moving_square: Draw) -> None:
-    picture = moving_square(1)[0]
+    pictures = moving_square(3)
 
-    cropped, padded = fitted(picture, 48, 48, Fit.CROP), fitted(picture, 64, 64, Fit.PAD)
+    cropped, padded = fitted(pictures, 48, 48, Fit.CROP), fitted(pictures, 64, 64, Fit.PAD)
 
-    assert np.array_equal(cropped, picture[:, 8:56])
-    assert np.array_equal(padded[8:56], picture)
-    assert not padded[:8].any()
-    assert not padded[56:].any()
+    assert np.array_equal(cropped, pictures[:, :, 8:56])
+    assert np.array_equal(padded[:, 8:56], pictures)
+    assert not padded[:, :8].any()
+    assert not padded[:, 56:].any()
 
 
 def test_a_clip_that_fades_begins_and_ends_in_black() -> None:

@@ -19,7 +19,7 @@ def flat(*colour: int) -> Pixels:
 
 
 def adjusted(picture: Pixels, **settings: float) -> Pixels:
-    return Adjuster(Adjustments(**settings)).adjusted(picture)
+    return Adjuster(Adjustments(**settings)).adjusted(picture[None])[0]
 
 
 def test_adjustments_that_change_nothing_keep_every_value() -> None:
