@@ -146,6 +146,7 @@ def works(encoder: str) -> bool:
         context.width, context.height = _PROBE_SIZE
         context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 16), Fraction(16)
         context.thread_count = 1
+        context.options = options(encoder, Effort.FAST, Rate(crf=30), key_interval=int(context.framerate))
         context.open()
         frame = av.VideoFrame(*_PROBE_SIZE, "yuv420p")
         frame.pts = 0
