@@ -51,7 +51,8 @@ class DenoiserConfig(ModelServiceConfig):
     step_sharers: int = Field(4, ge=2, le=64, description="most runs that share a step")
     shapes: Shapes = Field(
         "",
-        description="sizes to measure at start, WIDTHxHEIGHTxFRAMES, separated by commas; the model's default if unset",
+        description="sizes to warm up and to measure at start, WIDTHxHEIGHTxFRAMES, separated by commas; the model's"
+        " default if unset",
     )
     prefix_cache_bytes: int = Field(
         512 * 2**20,

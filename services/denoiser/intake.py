@@ -1,5 +1,6 @@
 """Reads the caller's stream into checked work, before anything touches the device."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -71,7 +72,9 @@ async def read_work(start: denoiser_pb2.DenoiseStart, requests: Requests, studio
     )
     state = None
     if start.state_size:
-        state, plan = _state(await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size), plan)
+        bundle = await _bundle(requests, tensors_pb2.BUNDLE_KIND_SOLVER_STATE, start.state_size)
+        # Up to 77 MB that are copied and looked through: not on the event loop.
+        state, plan = await asyncio.to_thread(_state, bundle, plan)
     async for _ in requests:
         raise InvalidRequest.of("chunk", "must not follow a complete stream")
     prefix = None

@@ -81,7 +81,10 @@ def _is_cheap(developer: Developer, pool: ExpertPool) -> bool:
     context = pool.first.read(text, latents)
     placed = x.to(pool.device)
     step = min(_seconds(lambda: pool.first(x, 500.0, context), pool.device) for _ in range(2))
-    preview = min(_seconds(lambda: developer(placed, _MEASURED_FRAMES, 0), pool.device) for _ in range(2))
+    try:
+        preview = min(_seconds(lambda: developer(placed, _MEASURED_FRAMES, 0), pool.device) for _ in range(2))
+    except torch.OutOfMemoryError:
+        return False
     return preview <= CHEAP * step
 
 

@@ -438,3 +438,29 @@ def test_fifty_adapters_cycled_do_not_grow_memory(untrained: Path, tmp_path: Pat
             gc.collect()
             tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
     assert tensors[0] == tensors[1]
+
+
+@pytest.mark.timeout(300)
+async def test_fifty_adapters_are_laid_on_and_taken_off_hot_and_leave_the_base_as_it_was(
+    serve: Serve, untrained: Path, tmp_path: Path
+) -> None:
+    folder = add_adapters(Path(shutil.copytree(untrained, tmp_path / "model")), 50)
+    short: dict[str, Any] = {"sampling": {"steps": 2}, "shape": {"num_frames": 5}}
+
+    def held() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    async with serve(model=folder, adapter_cache_bytes=100_000) as caller:
+        plain = await caller.denoise(**short)
+        made, tensors = [], []
+        for seed in range(50):
+            use = denoiser_pb2.AdapterUse(id=f"style-{seed}")
+            made.append((await caller.denoise(**short, adapters=[use])).bundles[-1].payload)
+            if seed in (9, 49):
+                tensors.append(held())
+        again = await caller.denoise(**short)
+    # Each is another clip, and none left a trace.
+    assert len({plain.bundles[-1].payload, *made}) == 51
+    assert again.bundles[-1].payload == plain.bundles[-1].payload
+    assert tensors[0] == tensors[1]

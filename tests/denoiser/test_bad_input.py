@@ -1,5 +1,6 @@
 """What is refused before the device works, by field and rule; the service stays healthy and the slot free."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 
 from rushes.v1 import denoiser_pb2, tensors_pb2
 from services.chassis.bundles import chunks, pack
-from services.chassis.errors import DataLoss, InvalidRequest, RushesError, from_rpc_error
+from services.chassis.errors import DataLoss, FailedPrecondition, InvalidRequest, RushesError, from_rpc_error
 from services.model.bundles import to_bundle
 from tests.denoiser.caller import STEPS, Caller, collect, conditioning, requests, start
+from tests.denoiser.conftest import Serve
 
 TEXT = conditioning()
 
@@ -61,8 +63,36 @@ async def refusal(caller: Caller, stream: Iterator[denoiser_pb2.DenoiseRequest])
         ("start.conditioning_size", {"conditioning_size": 10**9}),
         ("start.conditioning_size", {"conditioning_size": 0}),
         ("start.previews.every_steps", {"previews": {"every_steps": -1}}),
+        ("start.previews.every_steps", {"previews": {"every_steps": 10**6}}),
         ("start.previews.frames", {"previews": {"frames": 1000}}),
+        ("start.previews.max_edge", {"previews": {"max_edge": 100_000}}),
+        ("start.previews.max_edge", {"previews": {"max_edge": -1}}),
+        ("start.previews.format", {"previews": {"format": "IMAGE_FORMAT_PNG"}}),
         ("start.checkpoints.every_seconds", {"checkpoints": {"every_seconds": math.nan}}),
+        ("start.checkpoints.every_seconds", {"checkpoints": {"every_seconds": -1}}),
+        ("start.checkpoints.every_steps", {"checkpoints": {"every_steps": -1}}),
+        ("start.first_step", {"first_step": -1}),
+        ("start.first_step", {"first_step": 10**9, "state_size": 8}),
+        ("start.end_step", {"end_step": 0}),
+        ("start.end_step", {"end_step": -5}),
+        ("start.end_step", {"first_step": 5, "end_step": 4, "state_size": 8}),
+        ("start.state_size", {"state_size": 8}),
+        ("start.priority", {"priority": 101}),
+        ("start.sampling.guidance_timestep_min", {"sampling": {"guidance_timestep_min": -1.0}}),
+        ("start.sampling.guidance_timestep_max", {"sampling": {"guidance_timestep_max": 1000.5}}),
+        ("start.sampling.guidance_timestep_max", {"sampling": {"guidance_timestep_max": math.nan}}),
+        # Reversed against the default at the other end.
+        (
+            "start.sampling.guidance_timestep_min",
+            {"sampling": {"guidance_timestep_max": -0.0, "guidance_timestep_min": 1}},
+        ),
+        ("start.sampling.step_cache", {"sampling": {"step_cache": 9}}),
+        ("start.sampling.step_cache_threshold", {"sampling": {"step_cache_threshold": math.nan}}),
+        ("start.adapters[0].id", {"adapters": [{"id": "unknown"}]}),
+        ("start.adapters[0].weight_high", {"adapters": [{"id": "unknown", "weight_high": math.nan}]}),
+        ("start.adapters[0].weight_low", {"adapters": [{"id": "unknown", "weight_low": -math.inf}]}),
+        ("start.adapters[0].weight_low", {"adapters": [{"id": "unknown", "weight_low": 5.0}]}),
+        ("start.adapters", {"adapters": [{"id": f"a{number}"} for number in range(9)]}),
     ],
 )
 async def test_a_wrong_setting_is_refused_by_name(caller: Caller, field: str, fields: dict[str, Any]) -> None:
@@ -70,6 +100,23 @@ async def test_a_wrong_setting_is_refused_by_name(caller: Caller, field: str, fi
     assert isinstance(error, InvalidRequest)
     assert error.violations[0].field == field
     assert error.violations[0].rule
+
+
+async def test_neighbours_of_refused_calls_are_unharmed(serve: Serve) -> None:
+    async with serve(slots=4) as caller:
+        alone = await caller.denoise(sampling={"steps": 40})
+        neighbour = asyncio.create_task(caller.denoise(sampling={"steps": 40}))
+        wrong: list[dict[str, Any]] = [
+            {"adapters": [{"id": "unknown"}]},
+            {"sampling": {"guidance_timestep_min": 900.0, "guidance_timestep_max": 100.0}},
+            {"first_step": 3, "state_size": 8},
+            {"end_step": 99},
+            {"previews": {"frames": 1000}},
+        ]
+        for fields in wrong:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await collect(caller.stub.Denoise(requests(start(TEXT, **fields), TEXT)))
+        assert (await neighbour).bundles[-1].payload == alone.bundles[-1].payload
 
 
 def conditioned(**tensors: torch.Tensor) -> Iterator[denoiser_pb2.DenoiseRequest]:
@@ -191,6 +238,8 @@ async def test_more_chunks_than_announced_are_refused(caller: Caller) -> None:
     [
         ({"x": torch.zeros(1, 16, 3, 8, 7)}, "shape"),
         ({"x": torch.zeros(1, 16, 3, 8, 8, dtype=torch.float16)}, "float32"),
+        ({"x": torch.full((1, 16, 3, 8, 8), math.nan)}, "x must be finite"),
+        ({"x_last": torch.full((1, 16, 3, 8, 8), math.inf)}, "x_last must be finite"),
         ({"surprise": torch.zeros(1)}, "has denoised"),
     ],
 )
@@ -205,3 +254,22 @@ async def test_a_state_with_wrong_tensors_is_refused(
     assert isinstance(error, InvalidRequest)
     assert error.violations[0].field == "state"
     assert rule in error.violations[0].rule
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fingerprint": "0" * 32}, "another model, schedule, solver, guidance or shape"),
+        ({"schema_version": "2"}, "schema_version must be 1, not 2"),
+        ({"next_step": "5"}, "continues at step 5, not 4"),
+    ],
+)
+async def test_a_state_of_another_run_version_or_step_does_not_fit(
+    caller: Caller, change: dict[str, str], said: str
+) -> None:
+    bundle = (await caller.denoise(end_step=4)).bundles[-1].bundle
+    state = pack(type(bundle)(tensors=bundle.tensors, metadata={**bundle.metadata, **change}))
+    error = await refusal(caller, requests(start(TEXT, state, first_step=4), TEXT, state))
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "STATE_MISMATCH"
+    assert said in error.message
