@@ -9,7 +9,7 @@ from benchmarks.publication import publish, table
 
 APART = ("a14b", "gateway", "step_cache")
 """Measured only when they are named, and published under their own names."""
-NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "job_store", "relay")
+NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "job_store", "watermark", "relay")
 
 
 def main() -> None:
