@@ -15,7 +15,7 @@ from services.postprocess.claim import mark_text
 from services.postprocess.declarations import Declarations, read_declarations
 from services.postprocess.frames import Pixels
 from services.postprocess.manifest_reading import Manifest, Trust, read_manifest
-from services.postprocess.mark import Reading, read_mark
+from services.postprocess.mark_reading import UNREAD, Reading, read_mark
 from services.postprocess.provenance import SOURCE_TYPE
 
 _MP4: Final = "video/mp4"
@@ -59,7 +59,7 @@ def verify(path: Path, anchors: str = "") -> Verification:
     except ValueError as unreadable:
         if (manifest is None or not manifest.signer) and declarations == Declarations():
             raise NotAVideo("is not a video that can be decoded") from unreadable
-        mark = Reading(mark_id=None, certainty=0.0)
+        mark = UNREAD
     problems, notes = _judged(mark, manifest, declarations, trusting=bool(anchors))
     return Verification(
         mark=mark,

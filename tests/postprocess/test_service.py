@@ -27,7 +27,7 @@ from services.chassis.errors import (
 from services.chassis.lifecycle import run_server
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.frames import Pixels
-from services.postprocess.mark import read_mark
+from services.postprocess.mark_reading import read_mark
 from services.postprocess.service import open_postprocess
 from tests.postprocess.calls import (
     Clip,
