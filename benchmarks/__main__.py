@@ -9,7 +9,7 @@ from benchmarks.publication import publish, table
 
 APART = ("a14b", "gate", "gateway", "job_store", "scaling", "second_gateway", "step_cache")
 """Measured only when they are named, and published under their own names."""
-APART = ("a14b", "gate", "gateway", "job_store", "scaling", "second_gateway", "step_cache", "watermark")
+NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "watermark", "relay")
 
 
 def main() -> None:
