@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.publication import publish, table
 
-APART = ("a14b", "gate", "gateway", "step_cache")
+APART = ("a14b", "gate", "gateway", "guard", "step_cache")
 """Measured only when they are named, and published under their own names."""
 NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "job_store", "relay")
 
