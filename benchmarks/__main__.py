@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.publication import publish, table
 
-APART = ("a14b", "gate", "gateway", "job_store", "scaling", "second_gateway", "step_cache")
+APART = ("a14b", "gate", "gateway", "guard", "job_store", "scaling", "second_gateway", "step_cache")
 """Measured only when they are named, and published under their own names."""
 NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "watermark", "relay")
 

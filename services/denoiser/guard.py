@@ -66,7 +66,9 @@ class Guard:
         return None
 
     def _judges(self, step: Step) -> bool:
-        return self._black_share > 0 and step.sigma <= JUDGED_FROM
+        # A manifest without a map of its own has Wan 2.1's, which says nothing of latents of other channels.
+        mapped = step.x.shape[1] == len(self._weights)
+        return self._black_share > 0 and mapped and step.sigma <= JUDGED_FROM
 
     def _look(self, step: Step) -> torch.Tensor:
         """[2]: a sum that is finite exactly if the prediction is, and the share of it that is dark."""

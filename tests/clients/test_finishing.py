@@ -58,7 +58,7 @@ def test_formats_and_codecs_become_what_the_server_is_asked_for() -> None:
 
 
 def test_a_field_without_an_option_keeps_its_own_name() -> None:
-    violation = FieldViolation(field="spec.inspection.rules[0].check", rule="must have one rule only")
+    violation = FieldViolation(field="spec.previews.max_edge", rule="must be at most 2048")
     with pytest.raises(InvalidRequest) as refused, flags_named():
         raise InvalidRequest("refused", violations=(violation,))
     assert refused.value.violations == (violation,)

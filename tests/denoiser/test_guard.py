@@ -92,6 +92,13 @@ def test_darkness_near_pure_noise_says_nothing() -> None:
     assert _verdict(_step(-0.95, sigma=JUDGED_FROM)) is not None
 
 
+def test_latents_of_other_channels_than_the_map_are_not_judged_by_it() -> None:
+    step = _step(-0.95, sigma=0.5)
+    state, x, v = step.state, step.x.repeat(1, 3, 1, 1, 1), step.v.repeat(1, 3, 1, 1, 1)
+
+    assert _verdict(Step(state=state, x=x, v=v, sigma=0.5)) is None
+
+
 def test_a_caller_may_want_black() -> None:
     assert _verdict(_step(-0.95, sigma=0.5), black_share=0.0) is None
 

@@ -22,6 +22,8 @@ def check_history(events: Sequence[GenerationEvent]) -> None:
         if event.WhichOneof("event") == "denoising":
             # What an earlier generation ran is not run again.
             reached = max(reached, event.denoising.reused_steps)
+        if event.WhichOneof("event") == "retaken":
+            reached = 0
         if event.WhichOneof("event") == "step":
             assert event.step.index <= reached, "a step was skipped"
             reached = max(reached, event.step.index + 1)

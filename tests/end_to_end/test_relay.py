@@ -15,8 +15,19 @@ import av
 import pytest
 import pytest_asyncio
 
-from rushes.client import Client, InvalidRequest, NotFound, TraceContext, generation_at_end, generation_spec
-from rushes.v1.generation_pb2 import GenerationEvent, GenerationSpec, GenerationState
+from rushes.client import (
+    Client,
+    GateRule,
+    InvalidRequest,
+    NotFound,
+    TraceContext,
+    generation_at_end,
+    generation_spec,
+    inspection_policy,
+)
+from rushes.v1.finishing_pb2 import InspectionCheck, InspectionPolicy
+from rushes.v1.generation_pb2 import Generation, GenerationEvent, GenerationSpec, GenerationState
+from services.gateway.takes import seed_of
 from tests.end_to_end.collector import Collector, collecting
 from tests.end_to_end.history import check_database, check_history
 from tests.end_to_end.processes import Suite, running_suite
@@ -60,6 +71,37 @@ async def whole(client: Client, spec: GenerationSpec) -> tuple[list[GenerationEv
     events = [event async for event in client.generate(spec)]
     check_history(events)
     return events, b"".join(event.fragment.data for event in events if event.HasField("fragment"))
+
+
+async def test_a_clip_that_the_gate_refuses_is_made_again_by_the_real_stages(client: Client) -> None:
+    size = {"width": 64, "height": 64, "num_frames": 5, "steps": 3}
+    measured = inspection_policy([GateRule(check=name, action="note", threshold=-1) for name in ("blur", "blocking")])
+
+    async def made(seed: int, policy: InspectionPolicy) -> tuple[list[GenerationEvent], Generation]:
+        events = [
+            event async for event in client.generate(generation_spec(PROMPT, seed=seed, inspection=policy, **size))
+        ]
+        check_history(events)
+        ended = generation_at_end(events[-1])
+        assert ended is not None
+        return events, ended
+
+    first, later = [(await made(seed, measured))[1].video for seed in (11, seed_of(11, 2))]
+    scores = {
+        found.check: (found.score, other.score) for found, other in zip(first.findings, later.findings, strict=True)
+    }
+    check, (worse, better) = max(scores.items(), key=lambda one: one[1][0] / one[1][1])
+    if worse <= better:
+        pytest.fail("the two takes cannot be told apart: choose another seed")
+    name = InspectionCheck.Name(check).removeprefix("INSPECTION_CHECK_").lower()
+    rule = GateRule(check=name, action="retry", threshold=(worse + better) / 2)
+    events, ended = await made(11, inspection_policy([rule]))
+
+    (retaken,) = [event.retaken for event in events if event.HasField("retaken")]
+    assert (retaken.seed, retaken.finding.check) == (seed_of(11, 2), check)
+    assert retaken.finding.score == pytest.approx(worse, rel=1e-4)
+    assert (ended.video.seed, ended.video.takes, ended.video.sha256) == (seed_of(11, 2), 2, later.sha256)
+    assert not [found for found in ended.video.findings if found.check == check]
 
 
 async def test_a_shared_prefix_gives_the_same_clip_through_all_services_and_says_what_it_reused(client: Client) -> None:

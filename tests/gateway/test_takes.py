@@ -96,6 +96,7 @@ async def test_when_the_takes_are_used_up_the_generation_fails_and_says_of_what(
     assert (failed.failure.finding.start_seconds, failed.failure.finding.end_seconds) == (0.25, 0.5)
     assert (failed.failure.finding.score, failed.failure.finding.threshold) == (0.99, 0.98)
     assert not failed.HasField("video")
+    assert not [path for path in (tmp_path / "artifacts").rglob("clips/*") if path.is_file()]
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -207,3 +208,20 @@ def test_black_predictions_end_the_work_unless_black_is_only_to_be_noted() -> No
     assert black_share(spec(fp.FINDING_ACTION_WARN).inspection) == 0
     stated = fp.InspectionRule(check=fp.INSPECTION_CHECK_BLACK, action=fp.FINDING_ACTION_FAIL, threshold=0.5)
     assert black_share(fp.InspectionPolicy(rules=[stated])) == 0.5
+
+
+async def test_a_stage_that_breaks_in_the_middle_ends_the_generation_once_and_leaves_no_half_of_a_clip(
+    tmp_path: Path,
+) -> None:
+    def broken(index: int) -> None:
+        if index == 2:
+            raise FailedPrecondition("The stage encode failed.", reason="STAGE_FAILED", metadata={"stage": "encode"})
+
+    async with suite(tmp_path, Behaviour(on_fragment=broken)) as running:
+        events = await running.generate(spec())
+
+    failure = events[-1].failed.generation.failure
+    assert [one for one in kinds(events) if one in ("succeeded", "failed", "cancelled")] == ["failed"]
+    assert (failure.stage, failure.reason, failure.takes) == ("postprocess", "STAGE_FAILED", 1)
+    assert not failure.HasField("finding")
+    assert not [path for path in (tmp_path / "artifacts").rglob("clips/*") if path.is_file()]

@@ -1,3 +1,4 @@
+import zlib
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -45,6 +46,11 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
 
 def _bad_finishes() -> list[tuple[dict[str, object], str]]:
     twice = {"check": finishing_pb2.INSPECTION_CHECK_BLACK}
+    # A kilobyte that says of itself that it has four thousand million pixels.
+    bomb = bytearray(png(8, 8))
+    bomb[16:24] = (65535).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    bomb = bytes(bomb)
     not_finite = {"check": finishing_pb2.INSPECTION_CHECK_NOT_FINITE}
     return [
         ({"finish": {"target_fps": 121}}, "start.finish.target_fps"),
@@ -58,6 +64,12 @@ def _bad_finishes() -> list[tuple[dict[str, object], str]]:
         ({"finish": {"label": {"text": "a\U000f0000"}}}, "start.finish.label.text"),
         ({"finish": {"logo": {"image": b"no picture"}}}, "start.finish.logo.image"),
         ({"finish": {"logo": {"image": png(5000, 4000)}}}, "start.finish.logo.image"),
+        ({"finish": {"logo": {"image": bomb}}}, "start.finish.logo.image"),
+        ({"finish": {"logo": {"image": png(64, 64)[:60]}}}, "start.finish.logo.image"),
+        ({"finish": {"target_fps": -1}}, "start.finish.target_fps"),
+        ({"finish": {"width": 7682, "height": 48}}, "start.finish.width"),
+        ({"finish": {"width": -2, "height": 48}}, "start.finish.width"),
+        ({"finish": {"subtitles": "1\n00:00:00,400 --> 00:00:00,100\nbackwards\n"}}, "start.finish.subtitles"),
         ({"finish": {"subtitles": "nonsense"}}, "start.finish.subtitles"),
         ({"finish": {"subtitles": "1\n00:00:09,000 --> 00:00:10,000\nlate\n"}}, "start.finish.subtitles"),
         ({"finish": {"loop_seconds": 0.4}}, "start.finish.loop_seconds"),

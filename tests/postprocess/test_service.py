@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import io
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -266,8 +267,9 @@ async def test_the_quality_gate_reports_what_it_finds_and_refuses_where_the_rule
 
 @pytest.mark.parametrize("action", [finishing_pb2.FINDING_ACTION_FAIL, finishing_pb2.FINDING_ACTION_RETRY])
 async def test_a_refused_clip_is_not_rendered_to_its_end_and_leaves_no_file(
-    postprocess: OpenService, action: int
+    postprocess: OpenService, action: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rule = {"check": finishing_pb2.INSPECTION_CHECK_BLUR, "action": action, "threshold": -1.0}
     policy = finishing_pb2.InspectionPolicy(rules=[rule])
     requests = render_requests(draw_latents(81), inspection=policy, artifacts=[postprocess_pb2.ARTIFACT_KIND_VIDEO])
@@ -280,6 +282,12 @@ async def test_a_refused_clip_is_not_rendered_to_its_end_and_leaves_no_file(
     assert heard.count("progress") < 21
     assert not {"output", "artifact", "result"} & set(heard)
     assert again.result.num_frames == 1
+    assert _left(tmp_path) == []
+
+
+def _left(folder: Path) -> list[str]:
+    """The names of what lies in a folder."""
+    return [path.name for path in folder.iterdir()]
 
 
 async def _heard_until_refused(service: Service, requests: Requests, heard: list[str]) -> RushesError:
@@ -291,13 +299,18 @@ async def _heard_until_refused(service: Service, requests: Requests, heard: list
     raise AssertionError("the clip was not refused")
 
 
-async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_frame(postprocess: OpenService) -> None:
+async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_frame(
+    postprocess: OpenService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     latents = draw_latents(9)
     latents[:, 1:] = 3.4e38
     async with postprocess(slots=1) as service:
-        refused = await refusal(service, render_requests(latents))
+        wanted = [postprocess_pb2.ARTIFACT_KIND_VIDEO]
+        refused = await refusal(service, render_requests(latents, artifacts=wanted))
         clip = await render(service, render_requests(draw_latents(1)))
 
+    assert _left(tmp_path) == []
     assert isinstance(refused, FailedPrecondition)
     assert refused.reason == "DECODE_NOT_FINITE"
     assert dict(refused.metadata) == {
