@@ -65,9 +65,10 @@ check: $(VENV)/dev ## Style, types, walls, protos.
 	@if git rev-parse -q --verify origin/main >/dev/null; then $(BIN)/buf breaking --against '.git#ref=origin/main'; \
 	 else echo "buf breaking: no origin/main to compare with"; fi
 	@$(BIN)/python scripts/stubs.py --check
+	@$(BIN)/python scripts/configuration.py --check
 
 fix: $(VENV)/dev ## Apply what style can mend by itself.
-	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q . ; $(BIN)/buf format -w --path protos/rushes
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q . ; $(BIN)/buf format -w --path protos/rushes ; $(BIN)/python scripts/configuration.py
 
 protos: $(VENV)/dev ## Regenerate the stubs beside the .proto files.
 	@$(BIN)/python scripts/stubs.py

@@ -46,6 +46,11 @@ class Flags:
                     _flag(path), dest=".".join(path), metavar=path[-1].upper(), help=text.replace("%", "%%")
                 )
 
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Variable, meaning and default of every field."""
+        for path, field in self._fields.items():
+            yield self.variable(path), field.description or path[-1], _default(field)
+
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """The given values by field name, nested as the fields are. Exits 2 for an unknown flag, 0 after `--help`."""
         given: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rushes.v1 import denoiser_pb2, encoder_pb2, generation_pb2, latency_pb2, postprocess_pb2, sampling_pb2
-from services.chassis.errors import Exhausted, RushesError
+from services.chassis.errors import Cancelled, Exhausted, Internal, RushesError, Unavailable
 from services.gateway import stages
 from services.gateway.latency import Part, Timeline
 from services.gateway.pool import FAULTS
@@ -29,6 +29,9 @@ Happening: TypeAlias = (
     | stages.SolverBundle
 )
 
+
+GONE = (Unavailable, Cancelled, Internal)
+"""Errors of an endpoint that is going or gone: gRPC has several words for it, and nobody here cancels and reads on."""
 
 HANDED_BACK: Mapping[int, str] = {
     denoiser_pb2.BUNDLE_REASON_BOUNDARY: "EXPERT_BOUNDARY",
@@ -98,6 +101,7 @@ class Chain:
         self._patience = patience
         self._priority = priority
         self._precedence = precedence
+        self._seeking: float | None = None
         self.conditioning = conditioning
         self.next_step = next_step
         self.boundary_step = boundary_step
@@ -151,6 +155,7 @@ class Chain:
     async def _denoise(self) -> AsyncGenerator[Happening, None]:
         losses, resumed = 0, ""
         while self.next_step < self._spec.sampling.steps:
+            begun = False
             try:
                 async with (
                     self._pools.denoisers.slot(
@@ -163,6 +168,7 @@ class Chain:
                     async for item in items:
                         match item:
                             case denoiser_pb2.DenoiseAccepted():
+                                begun = True
                                 self.boundary_step = item.boundary_step
                                 if resumed:
                                     yield self._resumed(resumed)
@@ -178,7 +184,7 @@ class Chain:
                             case _:
                                 yield item
             except RushesError as error:
-                losses = await self._make_good("denoiser", error, losses)
+                losses = await self._make_good("denoiser", error, losses, begun=begun)
                 if not isinstance(error, Exhausted):
                     resumed = "STAGE_LOST"
 
@@ -231,6 +237,7 @@ class Chain:
     async def _render(self) -> AsyncGenerator[stages.RenderItem, None]:
         losses = 0
         while True:
+            begun = False
             try:
                 async with (
                     self._pools.postprocessors.slot(
@@ -240,9 +247,10 @@ class Chain:
                     aclosing(self._run_render(endpoint)) as items,
                 ):
                     async for item in items:
+                        begun = True
                         yield item
             except RushesError as error:
-                losses = await self._make_good("postprocess", error, losses)
+                losses = await self._make_good("postprocess", error, losses, begun=begun)
             else:
                 return
 
@@ -260,8 +268,17 @@ class Chain:
         finally:
             self._timeline.record_call("render", stage="postprocess", start=began, end=self._elapsed(), inside=inside)
 
-    async def _make_good(self, stage: str, error: RushesError, losses: int) -> int:
-        """Wait before another try; the losses so far. Raises `StageFailed` if trying again cannot help."""
+    async def _make_good(self, stage: str, error: RushesError, losses: int, *, begun: bool = True) -> int:
+        """Wait before another try; the losses so far. Raises `StageFailed` if trying again cannot help.
+
+        Work that was never `begun`, at an endpoint that is gone, is no loss until none was found for `slot_seconds`.
+        """
+        now = self._elapsed()
+        if begun or self._seeking is None:
+            self._seeking = now
+        if not begun and isinstance(error, GONE) and now - self._seeking < self._patience.slot_seconds:
+            await sleep(0.5 * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            return losses
         if isinstance(error, Exhausted):
             await sleep((error.retry_after_seconds or 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             return losses

@@ -5,6 +5,7 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
@@ -53,6 +54,36 @@ async def crowds_come_and_go(folder: Path, *, count: int, rounds: int, step_seco
         assert kinds(events)[-1] == "succeeded"
         assert kinds(events).count("step") == 100
         assert kinds(await running.generate())[-1] == "succeeded"
+
+
+async def test_a_slow_reader_gets_everything_and_holds_up_neither_the_job_nor_a_fast_one(tmp_path):
+    behaviour = Behaviour()
+    behaviour.gate.clear()
+    async with suite(tmp_path, behaviour) as running:
+        made = (await running.stub.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))).generation
+        request = gp.WatchGenerationRequest(id=made.id)
+        slow = running.stub.WatchGeneration(request)
+        seen = [(await slow.read()).event]
+        behaviour.gate.set()
+        fast = [response.event async for response in running.stub.WatchGeneration(request)]
+        assert kinds(fast)[-1] == "succeeded"
+        while (response := await slow.read()) is not grpc.aio.EOF:
+            seen.append(response.event)
+        durable = [[event for event in events if event.sequence] for events in (seen, fast)]
+        assert durable[0] == durable[1]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+async def test_a_reader_of_one_event_a_second_gets_everything(tmp_path):
+    async with suite(tmp_path) as running:
+        made = (await running.stub.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))).generation
+        seen = []
+        async for response in running.stub.WatchGeneration(gp.WatchGenerationRequest(id=made.id)):
+            seen.extend([response.event] if response.event.sequence else [])
+            await asyncio.sleep(1.0)
+        again = running.stub.WatchGeneration(gp.WatchGenerationRequest(id=made.id))
+        assert seen == [response.event async for response in again]
 
 
 async def test_five_hundred_viewers_that_go_at_once_leave_nothing_behind(tmp_path):

@@ -78,6 +78,58 @@ async def test_a_gateway_that_runs_already_takes_over_and_watchers_go_on_there(t
             assert await check_histories(database, kind, all_ended=True) == 2
 
 
+async def test_a_gateway_that_was_frozen_past_its_lease_publishes_nothing_when_it_wakes(
+    tmp_path, undisturbed, postgres
+):
+    behaviour = Behaviour()
+    behaviour.gate.clear()
+    with empty_database(postgres) as url:
+        async with stages(behaviour) as at, process(at, url, tmp_path) as (frozen, one):
+            async with stub(one) as at_one:
+                made = (await at_one.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))).generation
+                await eventually(lambda: behaviour.running)
+            frozen.send_signal(signal.SIGSTOP)
+            async with process(at, url, tmp_path) as (_, two):
+                taken_over = asyncio.create_task(watch(two, made.id, 0))
+                await eventually(lambda: len(behaviour.running) == 2)
+                # Both run the same job now: the zombie's denoiser sends, and it reads none of it.
+                behaviour.gate.set()
+                events = await taken_over
+                assert kinds(events)[-1] == "succeeded"
+                frozen.send_signal(signal.SIGCONT)
+                async with stub(one) as at_one:
+                    assert kinds([response.event async for response in at_one.Generate(gp.GenerateRequest(spec=SPEC))])
+                assert await watch(one, made.id, 0) == events
+            assert clip(events) == undisturbed
+            assert "LEASE_EXPIRED" in [event.resumed.reason for event in events if event.HasField("resumed")]
+            assert behaviour.traces >= {made.trace_id}
+        async with open_database(url) as database:
+            assert await check_histories(database, kind, all_ended=True) == 2
+
+
+async def test_a_gateway_that_stops_without_grace_hands_its_work_on_and_the_trace_goes_on(
+    tmp_path, undisturbed, postgres
+):
+    behaviour = Behaviour()
+    behaviour.gate.clear()
+    with empty_database(postgres) as url:
+        async with stages(behaviour) as at, process(at, url, tmp_path, grace_seconds=0) as (stopping, one):
+            async with stub(one) as at_one:
+                made = (await at_one.CreateGeneration(gp.CreateGenerationRequest(spec=SPEC))).generation
+                await eventually(lambda: behaviour.running)
+            stopping.terminate()
+            assert await stopping.wait() == 0
+            await eventually(lambda: not behaviour.running)
+            async with process(at, url, tmp_path) as (_, two):
+                behaviour.gate.set()
+                events = await watch(two, made.id, 0)
+        assert kinds(events)[-1] == "succeeded"
+        assert clip(events) == undisturbed
+        assert [event.resumed.reason for event in events if event.HasField("resumed")] == ["GATEWAY_DRAINED"]
+        assert behaviour.calls.count("denoise") == 2
+        assert behaviour.traces == {made.trace_id}
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A PostgreSQL that only the tests of this file use, and may stop."""
@@ -109,6 +161,7 @@ async def test_a_database_that_is_restarted_ends_every_job_once(tmp_path, undist
                     events = [event for event in job.result() if event.sequence]
                     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
                     assert kinds(events)[-1] == "succeeded"
+                    assert "GATEWAY_DRAINED" not in [event.resumed.reason for event in events]
                 assert clip(jobs[0].result()) == undisturbed
                 assert kinds(await running.generate(SPEC))[-1] == "succeeded"
         async with open_database(url) as database:

@@ -1,5 +1,6 @@
 """What callers do with generations: create, read, list, cancel, delete."""
 
+import asyncio
 import secrets as entropy
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -14,6 +15,9 @@ from services.gateway.store.job import Job, NewJob, Outcome, RequestIdReused, St
 from services.gateway.store.tables import events, flows, generations, previews, secrets, tier_clocks
 from services.gateway.store.topics import QUEUE_TOPIC, topic
 from services.gateway.store.transitions import TERMINAL, State
+
+EXPIRED_AT_ONCE = 100
+"""Generations that one transaction deletes, with all their events: others wait for it."""
 
 # Built once: every event of every watched generation is read by it.
 EVENTS_AFTER = (
@@ -214,8 +218,15 @@ class JobStore:
     async def expire(self, *, before: float) -> int:
         """Delete the generations that ended before `before`, and their events; how many."""
         old = generations.c.state.in_(TERMINAL) & (generations.c.ended < before)
-        async with self._database.write() as connection:
-            return int((await connection.execute(delete(generations).where(old))).rowcount)
+        some = select(generations.c.id).where(old).limit(EXPIRED_AT_ONCE)
+        expired = 0
+        while True:
+            async with self._database.write() as connection:
+                gone = await connection.execute(delete(generations).where(generations.c.id.in_(some)))
+            expired += gone.rowcount
+            if gone.rowcount < EXPIRED_AT_ONCE:
+                return expired
+            await asyncio.sleep(0)
 
     async def artifact_keys(self) -> set[str]:
         """Keys of all objects that some generation names."""
