@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from models.tiny.few_steps import few_step_settings, load_few_step_sampler
 from models.tiny.read_back import Reading, read_back
 from models.tiny.sampler import Sampler, Settings
 from models.tiny.scores import ATTRIBUTES, Tally, wilson
@@ -198,10 +199,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=300, help="single-object clips, a third in each language")
     parser.add_argument("--others", type=int, default=90, help="clips of every other kind")
+    parser.add_argument("--few-steps", action="store_true", help="with the distilled adapter, four steps, no guidance")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    sampler = Sampler.load(options.weights, options.device)
-    evaluate(sampler, load_settings(options.weights), clips=options.clips, others=options.others, out=options.out)
+    settings = load_settings(options.weights)
+    if options.few_steps:
+        sampler: Sampler = load_few_step_sampler(options.weights, options.device)
+        settings = few_step_settings(settings)
+    else:
+        sampler = Sampler.load(options.weights, options.device)
+    evaluate(sampler, settings, clips=options.clips, others=options.others, out=options.out)
 
 
 if __name__ == "__main__":

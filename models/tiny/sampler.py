@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from models.tiny.train.text_encoder import encode
 
-_TIMESTEPS: Final = 1000
+TIMESTEPS: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,20 +53,20 @@ class Sampler:
 
     def latents(self, prompts: list[str], seeds: list[int], settings: Settings) -> torch.Tensor:
         """Denoised latents ``[len(prompts), 16, (num_frames-1)/4+1, height/8, width/8]``; one seed a clip."""
-        with torch.inference_mode():
-            return self._denoise(prompts, seeds, settings)
+        return self.states(prompts, seeds, settings)[-1]
 
-    def _denoise(self, prompts: list[str], seeds: list[int], settings: Settings) -> torch.Tensor:
+    @torch.inference_mode()
+    def states(self, prompts: list[str], seeds: list[int], settings: Settings) -> list[torch.Tensor]:
+        """The noise and what each step made of it: ``settings.steps + 1`` tensors of the latents' shape."""
         device = self.high.device
+        sample = self.noise(seeds, settings)
         wanted = encode(self.text_encoder, self.tokenizer, prompts, device)
         unwanted = encode(self.text_encoder, self.tokenizer, [settings.negative_prompt], device).expand_as(wanted)
-        shape = (16, (settings.num_frames - 1) // 4 + 1, settings.height // 8, settings.width // 8)
-        sample = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        sample = sample.to(device)
+        states = [sample]
         scheduler = build_scheduler(settings.flow_shift)
         scheduler.set_timesteps(settings.steps, device=device)
         for timestep in scheduler.timesteps:
-            noisy = bool(timestep >= settings.boundary * _TIMESTEPS)
+            noisy = bool(timestep >= settings.boundary * TIMESTEPS)
             model = self.high if noisy else self.low
             scale = settings.guidance_high if noisy else settings.guidance_low
             times = timestep.expand(len(prompts))
@@ -75,7 +75,14 @@ class Sampler:
                 away = model(sample, times, unwanted, return_dict=False)[0]
                 velocity = away + scale * (velocity - away)
             sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
-        return sample
+            states.append(sample)
+        return states
+
+    def noise(self, seeds: list[int], settings: Settings) -> torch.Tensor:
+        """The latents that sampling begins with, each clip's from its own seed."""
+        shape = (16, (settings.num_frames - 1) // 4 + 1, settings.height // 8, settings.width // 8)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return noise.to(self.high.device)
 
     def frames(self, latents: torch.Tensor) -> torch.Tensor:
         """Frames ``[B, F, H, W, 3]`` in 0..1."""
@@ -86,5 +93,5 @@ class Sampler:
 def build_scheduler(flow_shift: float) -> UniPCMultistepScheduler:
     """UniPC for flow matching, as Wan's diffusers folders configure it."""
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, num_train_timesteps=_TIMESTEPS
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, num_train_timesteps=TIMESTEPS
     )

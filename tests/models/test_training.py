@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from models.tiny.sampler import Sampler
-from models.tiny.train.experts import ExpertTask, unshift
+from models.tiny.train.distill import DistillTask
+from models.tiny.train.experts import ExpertTask, build_expert, unshift
 from models.tiny.train.latent_space import LatentSpace, fit, to_signal
 from models.tiny.train.loop import Task, Trainer, averaged_weights
 from models.tiny.train.text_encoder import TextTask
@@ -56,10 +57,40 @@ def _expert_task(part: str) -> Callable[[LatentSpace, Sampler], Task]:
     return build
 
 
+def _distill_task(part: str) -> Callable[[LatentSpace, Sampler], Task]:
+    def build(_: LatentSpace, __: Sampler) -> Task:
+        torch.manual_seed(5)
+        expert = build_expert()
+        torch.nn.init.normal_(expert.proj_out.weight, std=0.05)
+        return DistillTask(
+            part=part,
+            expert=expert,
+            starts=torch.randn(6, 16, 2, 4, 4),
+            states=torch.randn(6, 5, 16, 2, 4, 4),
+            text=torch.randn(6, 48, 128),
+            steps=4,
+            batch=4,
+            lr=1e-3,
+            decay=0.5,
+            seed=3,
+            device="cpu",
+        )
+
+    return build
+
+
 @pytest.mark.parametrize(
     "build",
-    [_text_task, _vae_task, _expert_task("base"), _expert_task("high"), _expert_task("low")],
-    ids=["text encoder", "vae", "base", "high", "low"],
+    [
+        _text_task,
+        _vae_task,
+        _expert_task("base"),
+        _expert_task("high"),
+        _expert_task("low"),
+        _distill_task("high"),
+        _distill_task("low"),
+    ],
+    ids=["text encoder", "vae", "base", "high", "low", "few steps, high", "few steps, low"],
 )
 def test_an_interrupted_training_resumes_to_the_same_bits(
     build: Callable[[LatentSpace, Sampler], Task], latent_space: LatentSpace, sampler: Sampler, tmp_path: Path

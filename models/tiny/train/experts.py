@@ -14,7 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from models.tiny.train.latent_space import LatentSpace, to_signal
-from models.tiny.train.loop import Trainer, arguments, averaged_weights, generators, warm_up_and_decay
+from models.tiny.train.loop import (
+    Trainer,
+    arguments,
+    averaged_weights,
+    generators,
+    multiplies_in_bfloat16,
+    warm_up_and_decay,
+)
 from models.tiny.train.text_encoder import WIDTH, encode
 from models.tiny.world.caption import draw_caption
 from models.tiny.world.clip import Mixture, draw_clip
@@ -115,9 +122,11 @@ class ExpertTask:
         noise = torch.randn(clean.shape, generator=noise_generator).to(self.device)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1.0 - level) * clean + level * noise
+        short = multiplies_in_bfloat16(self.device)
         # On CPUs flash attention's backward pass in bfloat16 is slower than plain matrix products.
-        backend = SDPBackend.MATH if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16), sdpa_kernel(backend):
+        plain = short and self.device == "cpu"
+        backend = SDPBackend.MATH if plain else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=short), sdpa_kernel(backend):
             velocity = self.model(noisy, sigma * _TIMESTEPS, prompts, return_dict=False)[0]
         loss = (velocity.float() - (noise - clean)).square().mean()
         return loss, {}
@@ -140,7 +149,7 @@ def main() -> None:
     task = ExpertTask(
         part=options.part,
         tokenizer=AutoTokenizer.from_pretrained(options.text / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(options.text / "text_encoder"),
+        text_encoder=UMT5EncoderModel.from_pretrained(options.text / "text_encoder", dtype=torch.float32),
         latent_space=LatentSpace.load(options.latent_space),
         mixture=Mixture(two_objects=options.two_objects, moving_camera=options.moving_camera),
         size=options.size,

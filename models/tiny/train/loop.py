@@ -40,6 +40,14 @@ def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generat
     return numbers, torch.Generator().manual_seed(int(numbers.integers(2**62)))
 
 
+def multiplies_in_bfloat16(device: str) -> bool:
+    """Whether bfloat16 pays on ``device``: CPUs without its instructions are several times slower than in float32."""
+    if not device.startswith("cpu"):
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+
+
 def warm_up_and_decay(step: int, *, peak: float, warm_up: int, total: int, decay: float) -> float:
     """Linear warm-up, constant, then a linear fall to 2 % of the peak over the last ``decay`` share of the steps."""
     rise = min(1.0, (step + 1) / max(warm_up, 1))

@@ -11,7 +11,14 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 
 from models.tiny.train.latent_space import CHANNELS, LatentSpace, to_signal
-from models.tiny.train.loop import Trainer, arguments, averaged_weights, generators, warm_up_and_decay
+from models.tiny.train.loop import (
+    Trainer,
+    arguments,
+    averaged_weights,
+    generators,
+    multiplies_in_bfloat16,
+    warm_up_and_decay,
+)
 from models.tiny.world.clip import Mixture, draw_clip
 from models.tiny.world.render import render
 
@@ -105,7 +112,8 @@ class VaeTask:
         )
 
     def _mixed_precision(self) -> torch.autocast:
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16)
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=multiplies_in_bfloat16(self.device))
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, constant, decay."""
