@@ -20,6 +20,9 @@ from tests.denoiser.conftest import Serve
 pytest.importorskip("onnxscript", reason="the export extra is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
 
+# torch's exporter takes its time where cores are shared.
+pytestmark = pytest.mark.timeout(300)
+
 SHAPE = VideoShape(width=64, height=64, frames=9)
 LATENTS = SHAPE.latents(16)
 TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(3))
