@@ -20,7 +20,7 @@ from tests.gateway.stage_servers import Addresses, Behaviour, stages
 SETTINGS: dict[str, Any] = {
     "listen": "127.0.0.1:0",
     "grace_seconds": 5,
-    "stage_wait_seconds": 5,
+    "stage_wait_seconds": 60,
     "refresh_seconds": 0.2,
     "lease_seconds": 30,
     "checkpoint_seconds": 0,

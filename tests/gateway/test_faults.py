@@ -88,7 +88,7 @@ async def test_the_solver_state_moves_between_the_pools_of_the_two_experts(tmp_p
 
 
 async def test_priority_takes_the_device_between_two_steps_and_what_yields_loses_no_step(tmp_path, undisturbed):
-    behaviour = Behaviour(slots=1, step_seconds=0.3)
+    behaviour = Behaviour(slots=1, step_seconds=0.5)
     async with suite(tmp_path, behaviour, checkpoint_seconds=30) as running:
         light = asyncio.create_task(running.generate(SPEC))
         await eventually(lambda: behaviour.steps)
