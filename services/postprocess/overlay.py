@@ -32,7 +32,7 @@ class Label:
     """A visible line of text."""
 
     text: str
-    corner: Corner = Corner.BOTTOM_RIGHT
+    corner: Corner = Corner.TOP_LEFT
     opacity: float = 0.8
 
 
@@ -41,7 +41,7 @@ class Logo:
     """A picture; `width_share` is its width as a share of the clip's."""
 
     image: Image.Image
-    corner: Corner = Corner.BOTTOM_RIGHT
+    corner: Corner = Corner.TOP_RIGHT
     opacity: float = 1.0
     width_share: float = 0.15
 

@@ -110,7 +110,7 @@ class _Corner:
 class _CornerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Corner.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CORNER_UNSPECIFIED: _Corner.ValueType  # 0
-    """BOTTOM_RIGHT."""
+    """TOP_LEFT for a label, TOP_RIGHT for a logo: subtitles stand at the bottom."""
     CORNER_TOP_LEFT: _Corner.ValueType  # 1
     CORNER_TOP_RIGHT: _Corner.ValueType  # 2
     CORNER_BOTTOM_LEFT: _Corner.ValueType  # 3
@@ -120,7 +120,7 @@ class Corner(_Corner, metaclass=_CornerEnumTypeWrapper):
     """Corner is where something is laid over the picture, inside the safe area (5 % from each edge)."""
 
 CORNER_UNSPECIFIED: Corner.ValueType  # 0
-"""BOTTOM_RIGHT."""
+"""TOP_LEFT for a label, TOP_RIGHT for a logo: subtitles stand at the bottom."""
 CORNER_TOP_LEFT: Corner.ValueType  # 1
 CORNER_TOP_RIGHT: Corner.ValueType  # 2
 CORNER_BOTTOM_LEFT: Corner.ValueType  # 3

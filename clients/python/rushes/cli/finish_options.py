@@ -48,13 +48,15 @@ LabelText = Annotated[
     typer.Option("--label", help='A visible line of text; without a text "AI generated".', rich_help_panel=FINISH),
 ]
 LabelCorner = Annotated[
-    str | None, typer.Option(help="top-left, top-right, bottom-left or bottom-right.", rich_help_panel=FINISH)
+    str | None, typer.Option(help="top-left (default), top-right, bottom-left or bottom-right.", rich_help_panel=FINISH)
 ]
 LabelOpacity = Annotated[float | None, typer.Option(help="0 to 1.", rich_help_panel=FINISH)]
 LogoFile = Annotated[
     Path | None, typer.Option("--logo", help="PNG, JPEG or WebP laid over every frame.", rich_help_panel=FINISH)
 ]
-LogoCorner = Annotated[str | None, typer.Option(help="As --label-corner.", rich_help_panel=FINISH)]
+LogoCorner = Annotated[
+    str | None, typer.Option(help="As --label-corner; top-right by default.", rich_help_panel=FINISH)
+]
 LogoOpacity = Annotated[float | None, typer.Option(help="0 to 1.", rich_help_panel=FINISH)]
 LogoWidth = Annotated[float | None, typer.Option(help="Share of the clip's width, 0 to 1.", rich_help_panel=FINISH)]
 SubtitleFile = Annotated[
