@@ -49,7 +49,7 @@ THRESHOLDS: Final[Mapping[Check, float]] = MappingProxyType(
         Check.UNDEREXPOSED: 0.83,
         Check.OVEREXPOSED: 0.5,
         Check.BLUR: 13.0,
-        Check.BLOCKING: 2.5,
+        Check.BLOCKING: 3.0,
         Check.FACE: 0.34,
         Check.NOT_FINITE: 0.0,
     }

@@ -86,21 +86,24 @@ async def test_a_clip_that_the_gate_refuses_is_made_again_by_the_real_stages(cli
         assert ended is not None
         return events, ended
 
-    first, later = [(await made(seed, measured))[1].video for seed in (11, seed_of(11, 2))]
-    scores = {
-        found.check: (found.score, other.score) for found, other in zip(first.findings, later.findings, strict=True)
-    }
-    check, (worse, better) = max(scores.items(), key=lambda one: one[1][0] / one[1][1])
-    if worse <= better:
-        pytest.fail("the two takes cannot be told apart: choose another seed")
+    for seed in range(11, 19):
+        first, later = [(await made(each, measured))[1].video for each in (seed, seed_of(seed, 2))]
+        pairs = zip(first.findings, later.findings, strict=True)
+        scores = {found.check: (found.score, other.score) for found, other in pairs}
+        check, (worse, better) = max(scores.items(), key=lambda one: one[1][0] / one[1][1])
+        if worse > 1.01 * better:
+            break
+    else:
+        pytest.fail("no first take is worse than its second")
     name = InspectionCheck.Name(check).removeprefix("INSPECTION_CHECK_").lower()
     rule = GateRule(check=name, action="retry", threshold=(worse + better) / 2)
-    events, ended = await made(11, inspection_policy([rule]))
+    events, ended = await made(seed, inspection_policy([rule]))
 
     (retaken,) = [event.retaken for event in events if event.HasField("retaken")]
-    assert (retaken.seed, retaken.finding.check) == (seed_of(11, 2), check)
-    assert retaken.finding.score == pytest.approx(worse, rel=1e-4)
-    assert (ended.video.seed, ended.video.takes, ended.video.sha256) == (seed_of(11, 2), 2, later.sha256)
+    assert (retaken.seed, retaken.finding.check) == (seed_of(seed, 2), check)
+    # The finding is that of the first frames, which were enough.
+    assert rule.threshold < retaken.finding.score <= worse * 1.0001
+    assert (ended.video.seed, ended.video.takes, ended.video.sha256) == (seed_of(seed, 2), 2, later.sha256)
     assert not [found for found in ended.video.findings if found.check == check]
 
 
