@@ -14,7 +14,7 @@ import grpc
 from sqlalchemy import select
 
 from benchmarks.gateway import SETTINGS, WATCH, delays_of, follow
-from benchmarks.job_store import databases
+from benchmarks.job_store import SHORT, databases
 from benchmarks.measurement import Figure, Report, at_most
 from rushes.v1 import generation_pb2 as gp
 from rushes.v1.generation_pb2_grpc import GenerationServiceStub
@@ -62,7 +62,8 @@ async def _round(behaviour: Behaviour, url: str, gateways: dict[int, str]) -> li
 async def measure(repeats: int = 3) -> Report:
     """Rounds on both databases in turns."""
     delays: dict[str, list[float]] = {}
-    async with databases() as urls, AsyncExitStack() as stack:
+    async with databases() as found, AsyncExitStack() as stack:
+        urls = {name: by_history[SHORT] for name, by_history in found.items()}
         gateways: dict[str, dict[int, str]] = {}
         behaviours: dict[str, Behaviour] = {}
         for name, url in urls.items():
@@ -77,8 +78,8 @@ async def measure(repeats: int = 3) -> Report:
             for name, url in urls.items():
                 delays.setdefault(name, []).extend(await _round(behaviours[name], url, gateways[name]))
     figures: list[Figure] = [
-        at_most(f"{name}: median delay at a watcher of another gateway", statistics.median(found) * 1000, 100, "ms")
-        for name, found in delays.items()
+        at_most(f"{name}: median delay at a watcher of another gateway", statistics.median(seconds) * 1000, 100, "ms")
+        for name, seconds in delays.items()
     ]
     return Report(
         title=f"Second gateway: {repeats} jobs of {STEPS} steps, watched at the gateway that does not run them",

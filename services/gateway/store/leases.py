@@ -84,7 +84,7 @@ class LeaseStore:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._story = story
-        self._set_clocks = _set_clocks(database)
+        self._set_clock = _set_clock(database)
         self._set_preview = _set_preview(database)
         self._looking = _looking(self._tiers)
         self._claiming = asyncio.Lock()
@@ -136,9 +136,11 @@ class LeaseStore:
             virtual_time, clock = advance(
                 virtual_time=virtual_time, clock=clock, tier=tier, cost=job.cost, start_tag=job.start_tag
             )
-            whole = {"whole": WHOLE_QUEUE, "whole_start": virtual_time, "nothing": 0.0}
-            chosen = {"chosen": tier.number, "start": clock.start_tag, "virtual": clock.virtual_time}
-            await connection.later(self._set_clocks, whole | chosen)
+            for number, start, virtual in (
+                (WHOLE_QUEUE, virtual_time, 0.0),
+                (tier.number, clock.start_tag, clock.virtual_time),
+            ):
+                await connection.later(self._set_clock, {"clock": number, "start": start, "virtual": virtual})
             await _insert_events(connection, job, [started_event(job)], now)
             await self._database.ring(connection, topic(job.id))
         return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
@@ -357,15 +359,11 @@ async def _insert_events(connection: Connection, job: Job, payloads: Sequence[by
         await connection.later(INSERT_EVENT, event_values(job, sequence, job.lease_owner or "", now, payload))
 
 
-def _set_clocks(database: Database) -> Executable:
-    """Sets the clocks of the whole queue and of the chosen tier."""
-    upsert = database.upsert(tier_clocks).values(
-        [
-            {"tier": bindparam("whole"), "start_tag": bindparam("whole_start"), "virtual_time": bindparam("nothing")},
-            {"tier": bindparam("chosen"), "start_tag": bindparam("start"), "virtual_time": bindparam("virtual")},
-        ]
-    )
-    excluded = {name: upsert.excluded[name] for name in ("start_tag", "virtual_time")}
+def _set_clock(database: Database) -> Executable:
+    """Sets one clock. Of one row: an INSERT of several is compiled anew each time that it runs."""
+    values: dict[str, Any] = {"start_tag": bindparam("start"), "virtual_time": bindparam("virtual")}
+    upsert = database.upsert(tier_clocks).values(tier=bindparam("clock"), **values)
+    excluded = {name: upsert.excluded[name] for name in values}
     return typing.cast("Executable", upsert.on_conflict_do_update(index_elements=["tier"], set_=excluded))
 
 
