@@ -102,4 +102,5 @@ def _unlike(before: Face, after: Face) -> bool:
     """Whether the second face can hardly be the first one a moment later."""
     jump = max(abs(after.x - before.x), abs(after.y - before.y)) / before.size
     growth = max(after.size, before.size) / min(after.size, before.size)
-    return jump > _JUMP or growth > _GROWTH or (after.eyes == 0 and bool(before.eyes))
+    # In a soft picture one eye comes and goes; both at once do not.
+    return jump > _JUMP or growth > _GROWTH or (after.eyes == 0 and (before.eyes or 0) > 1)

@@ -1,5 +1,6 @@
 """The quality gate against a small set of the clips that its thresholds were calibrated on (docs/quality-gate.md)."""
 
+import cv2
 import pytest
 from diffusers import AutoencoderKLWan
 
@@ -8,18 +9,20 @@ from benchmarks.gate_clips import DAMAGES, clean_clips, damaged_clips
 from benchmarks.work import EMBEDDED_MODEL
 from services.postprocess.inspection import THRESHOLDS, Check
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLWan:
+    cv2.setNumThreads(1)
     return AutoencoderKLWan.from_pretrained(EMBEDDED_MODEL / "vae").eval()
 
 
-def test_none_of_the_clean_clips_has_a_finding(vae: AutoencoderKLWan) -> None:
-    findings = {
-        f"{place} {clip.source}": found(inspect(clip)) for place, clip in enumerate(clean_clips(2, seed=1, vae=vae))
-    }
+@pytest.mark.parametrize("seed", [1, 2])
+def test_none_of_the_clean_clips_has_a_finding(seed: int, vae: AutoencoderKLWan) -> None:
+    findings = {clip.source: found(inspect(clip)) for clip in clean_clips(1, seed=seed, vae=vae)}
 
-    assert len(findings) == 20
+    assert len(findings) == 10
     assert not {source: checks for source, checks in findings.items() if checks}
 
 
@@ -27,7 +30,7 @@ def test_none_of_the_clean_clips_has_a_finding(vae: AutoencoderKLWan) -> None:
 def test_every_damage_is_found_by_its_check(name: str, vae: AutoencoderKLWan) -> None:
     check, _ = DAMAGES[name]
 
-    for clip in damaged_clips(name, 3, seed=1, vae=vae):
+    for clip in damaged_clips(name, 2, seed=1, vae=vae):
         assert check in found(inspect(clip)), clip.source
 
 
