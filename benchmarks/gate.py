@@ -21,7 +21,7 @@ _CHUNK: Final = 4
 
 def inspect(clip: GateClip) -> Inspector:
     """The gate after it has seen the whole clip."""
-    inspector = Inspector(fps=clip.fps)
+    inspector = Inspector(fps=clip.fps, scale=clip.scale)
     for first in range(0, len(clip.pixels), _CHUNK):
         list(inspector.push(Frames(first=first, pixels=clip.pixels[first : first + _CHUNK])))
     list(inspector.flush())

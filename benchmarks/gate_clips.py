@@ -53,11 +53,12 @@ _MIXTURE: Final = Mixture(two_objects=0.3, moving_camera=0.4)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateClip:
-    """A clip, at `fps`, and where it comes from."""
+    """A clip, at `fps`, where it comes from, and how much larger it was made than it came."""
 
     source: str
     pixels: Pixels
     fps: Fraction = FPS
+    scale: int = 1
 
 
 def rendered(numbers: Numbers) -> GateClip:

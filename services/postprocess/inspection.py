@@ -113,8 +113,10 @@ class Inspector:
 
     name = "inspect"
 
-    def __init__(self, *, fps: Fraction, rules: Mapping[Check, Rule] | None = None) -> None:
+    def __init__(self, *, fps: Fraction, rules: Mapping[Check, Rule] | None = None, scale: int = 1) -> None:
+        """`scale` is how much larger than the model's own the pictures are."""
         self._fps = fps
+        self._scale = scale
         self._rules = {check: (rules or {}).get(check, Rule()) for check in Check}
         self._open: dict[Check, _Range] = {}
         self._stillness = Stillness(fps=fps, longest=self._threshold(Check.FROZEN))
@@ -149,7 +151,7 @@ class Inspector:
 
     def _look(self, index: int, picture: Pixels) -> None:
         gray = luma_of(picture)
-        measures = measured(gray)
+        measures = measured(gray, self._scale)
         self._judge_picture(index, measures)
         still = self._stillness.see(index, small(gray))
         if still is not None:

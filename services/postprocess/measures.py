@@ -53,16 +53,16 @@ def small(gray: Gray) -> Gray:
     return np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def measured(gray: Gray) -> Measures:
-    """The measures of one picture's luma."""
+def measured(gray: Gray, scale: int = 1) -> Measures:
+    """The measures of one picture's luma, which was made `scale` times as wide and high as the model gave it."""
     reduced = small(gray)
     return Measures(
         luma=float(reduced.mean()),
         dark=float((reduced < _DARK).mean()),
         bright=float((reduced >= _BRIGHT).mean()),
         unlit=1 - _level(reduced, 0.99) / 255,
-        edge_width=_edge_width(reduced),
-        blocking=_blocking(gray),
+        edge_width=_edge_width(reduced, max(gray.shape) // scale),
+        blocking=_blocking(gray, scale),
     )
 
 
@@ -74,11 +74,11 @@ def change(gray: Gray, before: Gray) -> float:
     return float(cv2.blur(cv2.absdiff(gray, before).astype(np.float32), (_BLOCK, _BLOCK)).max())
 
 
-def _edge_width(gray: Gray) -> float:
+def _edge_width(gray: Gray, given: int) -> float:
     """The contrast around a place over the steepest slope there, at the sharpest of the places with most contrast.
 
     About 2.5 deviations of the blur in 1/256 of the longer edge, and a few of them in a sharp picture. A picture of
-    less than 192 pixels counts as one of 192: it has not the pixels to be as sharp.
+    less than 192 pixels along the longer edge, as `given`, counts as one of 192: it has not the pixels to be as sharp.
     """
     longest = max(gray.shape)
     # A blurred picture of 8 bits is a staircase: without this its steps would pass for slopes.
@@ -96,7 +96,7 @@ def _edge_width(gray: Gray) -> float:
     if not telling.any():
         return 0.0
     widths = contrast[telling] / np.maximum(steepest[telling], 0.1)
-    return float(np.percentile(widths, 5)) * _EDGE / max(longest, _LEAST_EDGE)
+    return float(np.percentile(widths, 5)) * _EDGE / longest * min(1.0, given / _LEAST_EDGE)
 
 
 def _pooled(values: Levels, edge: int) -> Levels:
@@ -113,7 +113,9 @@ def _level(levels: Gray, share: float) -> float:
     return float(np.searchsorted(counts, share * levels.size))
 
 
-def _blocking(gray: Gray) -> float:
+def _blocking(gray: Gray, scale: int) -> float:
+    # Enlarging leaves a grid of its own, `scale` pixels wide: the neighbours to compare with are of that grid too.
+    apart = scale if scale < _BLOCK else 1
     height, width = (size - size % _BLOCK for size in gray.shape)
     if min(height, width) < 2 * _BLOCK:
         return 1.0
@@ -121,7 +123,8 @@ def _blocking(gray: Gray) -> float:
     ratios = []
     for steps in (np.abs(np.diff(levels, axis=1)).mean(axis=0), np.abs(np.diff(levels, axis=0)).mean(axis=1)):
         on_grid = steps[_BLOCK - 1 :: _BLOCK]
-        beside = np.concatenate([steps[_BLOCK - 2 :: _BLOCK][: len(on_grid)], steps[_BLOCK::_BLOCK]])
+        before, behind = steps[_BLOCK - 1 - apart :: _BLOCK][: len(on_grid)], steps[_BLOCK - 1 + apart :: _BLOCK]
+        beside = np.concatenate([before, behind])
         # Medians: the edge of a thing in the picture may lie on the grid, but not on every line of it.
         ratios.append((np.median(on_grid) + 0.25) / (np.median(beside) + 0.25))
     return float(np.mean(ratios))

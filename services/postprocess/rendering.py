@@ -88,7 +88,7 @@ class Rendering:
         self._signer = signer
         self._decoder = decoder
         finish, fps, total = plan.finish, plan.target_fps, plan.finished_frames
-        self._inspector = Inspector(fps=fps, rules=plan.rules)
+        self._inspector = Inspector(fps=fps, rules=plan.rules, scale=plan.upscale)
         self._sprite = Sprite(total=total, fps=fps) if plan.sprite else None
         self._animation = Animation(total=total, fps=fps) if plan.animations else None
         self._stills = StillTaker(
