@@ -24,7 +24,7 @@ from services.gateway.store.transitions import State
 from services.gateway.takes import Takes
 
 POLL_SECONDS = 1.0
-"""How long a bell is trusted: another process on the same SQLite file rings none."""
+"""How long a bell is trusted: one that another process rings may be lost with its connection."""
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 

@@ -26,7 +26,7 @@ TAIL_BYTES = 8 * 2**20
 PAGE = 16
 """Events that are read at once: fragments of up to 1 MiB among them."""
 POLL_SECONDS = 1.0
-"""How long a tail trusts its bell: another process on the same SQLite file rings none."""
+"""How long a tail trusts its bell: one that another process rings may be lost with its connection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
