@@ -29,12 +29,12 @@ class Report:
 
 def at_most(name: str, value: float, bound: float, unit: str = "ratio", note: str = "") -> Figure:
     """A figure that should not exceed `bound`."""
-    return Figure(name=name, value=value, unit=unit, target=f"<= {bound:g}", met=value <= bound, note=note)
+    return Figure(name=name, value=value, unit=unit, target=f"<= {bound:g}", met=bool(value <= bound), note=note)
 
 
 def at_least(name: str, value: float, bound: float, unit: str = "ratio", note: str = "") -> Figure:
     """A figure that should reach `bound`."""
-    return Figure(name=name, value=value, unit=unit, target=f">= {bound:g}", met=value >= bound, note=note)
+    return Figure(name=name, value=value, unit=unit, target=f">= {bound:g}", met=bool(value >= bound), note=note)
 
 
 async def interleave(cases: Mapping[str, Callable[[], Awaitable[object]]], repeats: int) -> dict[str, list[float]]:
