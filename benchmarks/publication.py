@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ def machine() -> dict[str, str | int]:
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "processor": _processor(),
-        "cores": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
