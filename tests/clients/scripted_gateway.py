@@ -5,7 +5,7 @@ import asyncio
 import hashlib
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -43,7 +43,10 @@ class Fault:
 
 @dataclass(kw_only=True)
 class Script:
-    """What the gateway does, and what it saw."""
+    """What the gateway does, and what it saw.
+
+    A download breaks once its client has what was sent before, if `downloaded` tells how many bytes it has.
+    """
 
     faults: deque[Fault] = field(default_factory=deque)
     unary_faults: deque[status_pb2.Status] = field(default_factory=deque)
@@ -54,6 +57,7 @@ class Script:
     calls: list[tuple[str, Message, dict[str, str]]] = field(default_factory=list)
     created: dict[str, Generation] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
+    downloaded: Callable[[], int] | None = None
 
     def seen(self, method: str) -> list[Message]:
         return [request for name, request, _ in self.calls if name == method]
@@ -124,6 +128,8 @@ class ScriptedGateway(GenerationServiceServicer, CatalogServiceServicer, UsageSe
         size = len(clip) // 8
         for count, offset in enumerate(range(request.offset, len(clip), size)):
             if fault is not None and count == fault.after:
+                while self.script.downloaded is not None and self.script.downloaded() < offset:  # noqa: ASYNC110 - a count
+                    await asyncio.sleep(0.005)
                 if fault.plain is not None:
                     await context.abort(fault.plain, "injected")
                 return
