@@ -70,6 +70,7 @@ class ExpertTask:
         self,
         *,
         part: str,
+        lowest_sigma: float = 0.0,
         tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
         latent_space: LatentSpace,
@@ -85,7 +86,7 @@ class ExpertTask:
         device: str,
     ) -> None:
         torch.manual_seed(seed)
-        self.lowest, self.highest = (unshift(sigma) for sigma in _SIDES[part])
+        self.lowest, self.highest = (unshift(max(sigma, lowest_sigma)) for sigma in _SIDES[part])
         self.tokenizer, self.text_encoder = (
             tokenizer,
             text_encoder.to(device).eval().requires_grad_(requires_grad=False),
@@ -143,11 +144,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--two-objects", type=float, default=0.0, help="share of clips with two objects")
     parser.add_argument("--moving-camera", type=float, default=0.0, help="share of clips with a moving camera")
+    parser.add_argument("--lowest-sigma", type=float, default=0.0, help="leave out the noise levels below this one")
     parser.add_argument("--warm-up", type=int, default=200)
     parser.add_argument("--ema", type=float, default=0.999)
     options = parser.parse_args()
     task = ExpertTask(
         part=options.part,
+        lowest_sigma=options.lowest_sigma,
         tokenizer=AutoTokenizer.from_pretrained(options.text / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(options.text / "text_encoder", dtype=torch.float32),
         latent_space=LatentSpace.load(options.latent_space),
