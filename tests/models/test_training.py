@@ -1,4 +1,7 @@
+import functools
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,8 @@ from models.tiny.train.loop import Task, Trainer, averaged_weights
 from models.tiny.train.text_encoder import TextTask
 from models.tiny.train.tokenizer import build_tokenizer
 from models.tiny.train.vae import VaeTask
-from models.tiny.world.clip import Clip, Mixture, draw_clip
+from models.tiny.world.caption import canonical_caption
+from models.tiny.world.clip import Clip, Mixture, draw_clip, draw_sibling
 from models.tiny.world.render import render
 
 # torch's autocast feeds bfloat16 activations to rms_norm's float32 weights, as intended; it says so once.
@@ -35,10 +39,12 @@ def _vae_task(latent_space: LatentSpace, _: Sampler) -> Task:
     return VaeTask(latent_space, size=32, frames=5, steps=4, batch=1, lr=1e-3, decay=0.5, seed=3, device="cpu")
 
 
-def _expert_task(part: str) -> Callable[[LatentSpace, Sampler], Task]:
+def _expert_task(part: str, *, siblings: bool = False) -> Callable[[LatentSpace, Sampler], Task]:
     def build(latent_space: LatentSpace, sampler: Sampler) -> Task:
         return ExpertTask(
             part=part,
+            lowest_sigma=0.5 if siblings else 0.0,
+            siblings=siblings,
             tokenizer=sampler.tokenizer,
             text_encoder=sampler.text_encoder,
             latent_space=latent_space,
@@ -87,10 +93,11 @@ def _distill_task(part: str) -> Callable[[LatentSpace, Sampler], Task]:
         _expert_task("base"),
         _expert_task("high"),
         _expert_task("low"),
+        _expert_task("low", siblings=True),
         _distill_task("high"),
         _distill_task("low"),
     ],
-    ids=["text encoder", "vae", "base", "high", "low", "few steps, high", "few steps, low"],
+    ids=["text encoder", "vae", "base", "high", "low", "siblings", "few steps, high", "few steps, low"],
 )
 def test_an_interrupted_training_resumes_to_the_same_bits(
     build: Callable[[LatentSpace, Sampler], Task], latent_space: LatentSpace, sampler: Sampler, tmp_path: Path
@@ -123,6 +130,55 @@ def test_each_expert_sees_only_its_side_of_the_boundary() -> None:
     assert 3.0 * unshift(0.875) / (1.0 + 2.0 * unshift(0.875)) == pytest.approx(0.875)
     assert unshift(1.0) == 1.0
     assert unshift(0.0) == 0.0
+
+
+def test_a_training_beside_siblings_takes_an_even_number_of_clips_above_its_lowest_noise(
+    sampler: Sampler, latent_space: LatentSpace
+) -> None:
+    build = functools.partial(
+        ExpertTask,
+        part="low",
+        tokenizer=sampler.tokenizer,
+        text_encoder=sampler.text_encoder,
+        latent_space=latent_space,
+        mixture=Mixture(),
+        size=32,
+        frames=5,
+        steps=4,
+        lr=1e-3,
+        warm_up=2,
+        decay=0.5,
+        seed=3,
+        device="cpu",
+    )
+    task = build(siblings=True, lowest_sigma=0.5, batch=4)
+    assert (task.lowest, task.highest) == (unshift(0.5), unshift(0.875))
+    with pytest.raises(ValueError, match="batch: must be even"):
+        build(siblings=True, batch=3)
+    with pytest.raises(ValueError, match=r"lowest_sigma: must be below 0\.875"):
+        build(lowest_sigma=0.9, batch=4)
+
+
+def test_a_sibling_differs_in_one_thing_and_says_so() -> None:
+    numbers = np.random.default_rng(8)
+    changed: Counter[str] = Counter()
+    for _ in range(200):
+        clip = draw_clip(numbers, Mixture(two_objects=0.5, moving_camera=0.7))
+        sibling = draw_sibling(numbers, clip)
+        assert not sibling.held_out
+        assert (sibling.scene, sibling.mood, sibling.phase) == (clip.scene, clip.mood, clip.phase)
+        pairs = list(zip(clip.actors, sibling.actors, strict=True))
+        kinds = {
+            "camera": sibling.camera != clip.camera,
+            "colour": any(one.colour != other.colour for one, other in pairs),
+            "shape": any(one.shape != other.shape for one, other in pairs),
+        }
+        assert sum(kinds.values()) == 1
+        assert {actor.colour for actor in sibling.actors} == {actor.colour for actor in clip.actors}
+        assert all(replace(one, colour="", shape="") == replace(other, colour="", shape="") for one, other in pairs)
+        assert canonical_caption(sibling, "en") != canonical_caption(clip, "en")
+        changed.update(kind for kind, holds in kinds.items() if holds)
+    assert min(changed[kind] for kind in ("camera", "colour", "shape")) > 20
 
 
 def test_latent_codes_have_unit_scale_and_rebuild_the_frames(latent_space: LatentSpace, red_ball: Clip) -> None:

@@ -7,6 +7,7 @@ A base model learns all timesteps; then each expert starts from it and finishes 
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from models.tiny.train.loop import (
 )
 from models.tiny.train.text_encoder import WIDTH, encode
 from models.tiny.world.caption import draw_caption
-from models.tiny.world.clip import Mixture, draw_clip
+from models.tiny.world.clip import Clip, Mixture, draw_clip, draw_sibling
 from models.tiny.world.render import render
 from models.tiny.world.vocabulary import LANGUAGES
 
@@ -71,6 +72,7 @@ class ExpertTask:
         *,
         part: str,
         lowest_sigma: float = 0.0,
+        siblings: bool = False,
         tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
         latent_space: LatentSpace,
@@ -85,6 +87,10 @@ class ExpertTask:
         seed: int,
         device: str,
     ) -> None:
+        if siblings and batch % 2:
+            raise ValueError("batch: must be even, half of it are siblings")
+        if not 0.0 <= lowest_sigma < _SIDES[part][1]:
+            raise ValueError(f"lowest_sigma: must be below {_SIDES[part][1]}, and not negative")
         torch.manual_seed(seed)
         self.lowest, self.highest = (unshift(max(sigma, lowest_sigma)) for sigma in _SIDES[part])
         self.tokenizer, self.text_encoder = (
@@ -94,6 +100,7 @@ class ExpertTask:
         self.latent_space = latent_space.to(device)
         self.mixture, self.size, self.frames = mixture, size, frames
         self.steps, self.batch, self.lr, self.warm_up, self.decay = steps, batch, lr, warm_up, decay
+        self.siblings = siblings
         self.seed, self.device = seed, device
         self.model = build_expert().to(device)
         self.modules: dict[str, torch.nn.Module] = {"model": self.model}
@@ -108,19 +115,20 @@ class ExpertTask:
     def loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean squared error of the velocity over fresh clips, noise levels stratified within the batch."""
         numbers, noise_generator = generators(self.seed, step)
-        clips, texts = [], []
-        for index in range(self.batch):
-            clip = draw_clip(numbers, self.mixture)
-            caption = draw_caption(numbers, clip, LANGUAGES[(step + index) % 3], partial=_PARTIAL)
-            texts.append("" if numbers.random() < _DROPOUT else caption.text)
-            clips.append(to_signal(render(clip, width=self.size, height=self.size, num_frames=self.frames)))
-        strata = (torch.arange(self.batch) + torch.rand(self.batch, generator=noise_generator)) / self.batch
-        u = self.lowest + (self.highest - self.lowest) * strata
+        clips, texts = self._draw(numbers, step)
+        family = 2 if self.siblings else 1
+        families = self.batch // family
+        strata = (torch.arange(families) + torch.rand(families, generator=noise_generator)) / families
+        u = (self.lowest + (self.highest - self.lowest) * strata).repeat_interleave(family)
         sigma = (FLOW_SHIFT * u / (1.0 + (FLOW_SHIFT - 1.0) * u)).to(self.device)
         with torch.no_grad():
-            clean = self.latent_space.encode(torch.stack(clips).to(self.device))
+            signals = [
+                to_signal(render(clip, width=self.size, height=self.size, num_frames=self.frames)) for clip in clips
+            ]
+            clean = self.latent_space.encode(torch.stack(signals).to(self.device))
             prompts = encode(self.text_encoder, self.tokenizer, texts, self.device)
-        noise = torch.randn(clean.shape, generator=noise_generator).to(self.device)
+        noise = torch.randn((families, *clean.shape[1:]), generator=noise_generator).to(self.device)
+        noise = noise.repeat_interleave(family, 0)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1.0 - level) * clean + level * noise
         short = multiplies_in_bfloat16(self.device)
@@ -131,6 +139,24 @@ class ExpertTask:
             velocity = self.model(noisy, sigma * _TIMESTEPS, prompts, return_dict=False)[0]
         loss = (velocity.float() - (noise - clean)).square().mean()
         return loss, {}
+
+    def _draw(self, numbers: np.random.Generator, step: int) -> tuple[list[Clip], list[str]]:
+        """Clips and their captions. Siblings follow each other, and their captions are worded alike."""
+        clips: list[Clip] = []
+        texts: list[str] = []
+        for index in range(self.batch // 2 if self.siblings else self.batch):
+            clip, words = draw_clip(numbers, self.mixture), numbers
+            family = [clip]
+            if self.siblings:
+                family.append(draw_sibling(numbers, clip))
+                wording = int(numbers.integers(2**62))
+            for relative in family:
+                if self.siblings:
+                    words = np.random.default_rng(wording)
+                caption = draw_caption(words, relative, LANGUAGES[(step + index) % 3], partial=_PARTIAL)
+                texts.append("" if words.random() < _DROPOUT else caption.text)
+                clips.append(relative)
+        return clips, texts
 
 
 def main() -> None:
@@ -145,12 +171,16 @@ def main() -> None:
     parser.add_argument("--two-objects", type=float, default=0.0, help="share of clips with two objects")
     parser.add_argument("--moving-camera", type=float, default=0.0, help="share of clips with a moving camera")
     parser.add_argument("--lowest-sigma", type=float, default=0.0, help="leave out the noise levels below this one")
+    parser.add_argument(
+        "--siblings", action="store_true", help="half as many clips, each beside one that differs a little"
+    )
     parser.add_argument("--warm-up", type=int, default=200)
     parser.add_argument("--ema", type=float, default=0.999)
     options = parser.parse_args()
     task = ExpertTask(
         part=options.part,
         lowest_sigma=options.lowest_sigma,
+        siblings=options.siblings,
         tokenizer=AutoTokenizer.from_pretrained(options.text / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(options.text / "text_encoder", dtype=torch.float32),
         latent_space=LatentSpace.load(options.latent_space),

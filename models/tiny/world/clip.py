@@ -1,6 +1,6 @@
 """What a clip contains, and how clips are drawn at random for training and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,10 @@ HELD_OUT_COLOUR_SHAPE: Final = frozenset(
     {("purple", "star"), ("cyan", "triangle"), ("orange", "square"), ("white", "circle")}
 )
 HELD_OUT_COLOUR_ACTION: Final = frozenset({("green", "shrink"), ("yellow", "up")})
+
+_EXCHANGED: Final = 0.5
+_OTHER_CAMERA: Final = 0.8
+"""Upper ends of the shares of siblings whose colours are exchanged, and whose camera is another, where that can be."""
 
 _DIRECTIONS: Final = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -68,6 +72,31 @@ def draw_clip(rng: np.random.Generator, mixture: Mixture, *, held_out: bool = Fa
         clip = _draw_any_clip(rng, mixture)
         if clip.held_out == held_out:
             return clip
+
+
+def draw_sibling(rng: np.random.Generator, clip: Clip) -> Clip:
+    """The same clip with another camera, another shape of an object, or the colours of two objects exchanged.
+
+    Learned from beside each other, under the same noise, the two differ in nothing but what a few words say.
+    """
+    while True:
+        sibling = _draw_any_sibling(rng, clip)
+        if sibling.held_out == clip.held_out:
+            return sibling
+
+
+def _draw_any_sibling(rng: np.random.Generator, clip: Clip) -> Clip:
+    change = rng.random()
+    if len(clip.actors) > 1 and change < _EXCHANGED:
+        first, second = clip.actors
+        return replace(clip, actors=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
+    if clip.camera != "static" and change < _OTHER_CAMERA:
+        return replace(clip, camera=str(rng.choice([camera for camera in CAMERAS if camera != clip.camera])))
+    changed = int(rng.integers(len(clip.actors)))
+    actors = list(clip.actors)
+    others = [shape for shape in SHAPES if shape != actors[changed].shape]
+    actors[changed] = replace(actors[changed], shape=str(rng.choice(others)))
+    return replace(clip, actors=tuple(actors))
 
 
 def _draw_any_clip(rng: np.random.Generator, mixture: Mixture) -> Clip:
