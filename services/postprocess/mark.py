@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.mark_code import CANVAS, Canvas, Code, payload
+from services.postprocess.mark_basis import Matrix, reduced, synthesis, whole
+from services.postprocess.mark_carriers import STEPS, Carriers
+from services.postprocess.mark_code import payload
 
-_MOST_GAIN: Final = 2.2
-_TEXTURED: Final = 40.0
-_WINDOWS: Final = 64
+_BLOCK: Final = 16
+_BUSY: Final = (5.0, 8.8)
 
 
 class Marker:
@@ -21,7 +22,7 @@ class Marker:
 
     def __init__(self, mark_id: int) -> None:
         self._bits = payload(mark_id)
-        self._code = Code()
+        self._carriers = Carriers()
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """The same frames, marked."""
@@ -32,20 +33,27 @@ class Marker:
         yield from ()
 
     def _marked(self, picture: Pixels) -> Pixels:
-        luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        canvas = cv2.resize(luma, (CANVAS, CANVAS), interpolation=cv2.INTER_AREA)
-        change = self._code.change(np.asarray(canvas, np.float32), self._bits)
-        size = (picture.shape[1], picture.shape[0])
-        spread = cv2.resize(change, size, interpolation=cv2.INTER_CUBIC) * _gain(luma)
+        luma = reduced(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32))
+        height, width = luma.shape
+        coefficients = np.asarray(whole(height) @ luma @ whole(width).T, np.float32)
+        change = self._carriers.change(coefficients, self._bits, _step(luma))
+        spread = np.asarray(synthesis(height) @ change @ synthesis(width).T, np.float32)
+        if luma.shape != picture.shape[:2]:
+            size = (picture.shape[1], picture.shape[0])
+            spread = np.asarray(cv2.resize(spread, size, interpolation=cv2.INTER_CUBIC), np.float32)
         return np.clip(np.rint(picture + spread[..., None]), 0, 255).astype(np.uint8)
 
 
-def _gain(luma: Canvas) -> Canvas:
-    """How much stronger the mark may be in each pixel: once over even ground, 2.2 times in texture, which hides it.
+def _step(luma: Matrix) -> float:
+    """How far the points of the lattice lie apart: farther in a picture full of texture, which hides the mark.
 
-    Texture is what an encoder and a reader lose the mark in. Measured by the standard deviation around each pixel.
+    That is also where encoders save. Texture is the mean over blocks of the logarithm of their variance, by
+    which x264 shares out its bits ("adaptive quantisation").
     """
-    edge = max(3, luma.shape[1] // _WINDOWS)
-    mean = cv2.blur(luma, (edge, edge))
-    deviation = np.sqrt(np.maximum(cv2.blur(luma * luma, (edge, edge)) - mean * mean, 0))
-    return np.asarray(1 + (_MOST_GAIN - 1) * np.minimum(deviation / _TEXTURED, 1), np.float32)
+    return STEPS[int(np.searchsorted(_BUSY, _busyness(luma)))]
+
+
+def _busyness(luma: Matrix) -> float:
+    size = (max(1, luma.shape[1] // _BLOCK), max(1, luma.shape[0] // _BLOCK))
+    mean, square = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (luma, luma * luma))
+    return float(np.log2(np.maximum(square - mean * mean, 0) + 1).mean())

@@ -88,6 +88,28 @@ def test_the_id_survives_where_the_picture_moves_and_an_encoder_takes_the_mark_a
     assert read_mark(_re_encoded(_scaled(delivered, 0.5), crf=28)).mark_id == MARK
 
 
+def _panned(name: str) -> Pixels:
+    """A camera that pans over a photograph, four pixels a frame, as it is delivered with a mark."""
+    picture = cv2.cvtColor(cv2.imread(str(_PICTURES / name), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    wide = cv2.resize(picture, (890, max(480, round(890 * picture.shape[0] / picture.shape[1]))))
+    return _re_encoded(_marked(np.stack([wide[:480, 4 * n : 4 * n + 854] for n in range(5)])), crf=18)
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "coffee.png", "brick.png", "gravel.png", "motorcycle_left.png"])
+def test_the_id_survives_in_moving_photographs(name: str) -> None:
+    delivered = _panned(name)
+
+    for change in (delivered[:, 24:456, 42:812], delivered[:, :432, 85:], _scaled(delivered, 0.5)):
+        reading = read_mark(_re_encoded(change, crf=28))
+        assert reading.mark_id == MARK
+        assert np.mean((reading.sums > 0) == payload(MARK)) >= 0.99
+
+
+@pytest.mark.parametrize("level", [0, 16, 128, 255])
+def test_even_pictures_without_a_mark_carry_none(level: int) -> None:
+    assert read_mark(np.full((2, 240, 320, 3), level, np.uint8)).mark_id is None
+
+
 @pytest.mark.parametrize("crf", [18, 28])
 def test_a_clip_without_a_mark_carries_none(crf: int) -> None:
     assert read_mark(_re_encoded(_scene(5, seed=2), crf=crf)).mark_id is None
@@ -125,7 +147,7 @@ def test_the_mark_is_not_to_be_seen() -> None:
     pixels = _scene(2, seed=3)
     even = np.full((1, 480, 854, 3), 128, np.uint8)
 
-    for pictures, least in ((pixels, 38), (even, 42)):
+    for pictures, least in ((pixels, 42), (even, 42)):
         difference = _marked(pictures).astype(int) - pictures
         assert 10 * np.log10(255**2 / np.mean(difference**2)) > least
     assert structural_similarity(_marked(pixels)[0], pixels[0], channel_axis=2) > 0.97
