@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from services.postprocess.frames import Frames, Pixels
-from services.postprocess.mark_basis import Matrix, reduced, synthesis, whole
+from services.postprocess.mark_basis import Matrix, analysed, reduced, synthesised
 from services.postprocess.mark_carriers import STEPS, Carriers
 from services.postprocess.mark_code import payload
 
@@ -34,10 +34,8 @@ class Marker:
 
     def _marked(self, picture: Pixels) -> Pixels:
         luma = reduced(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32))
-        height, width = luma.shape
-        coefficients = np.asarray(whole(height) @ luma @ whole(width).T, np.float32)
-        change = self._carriers.change(coefficients, self._bits, _step(luma))
-        spread = np.asarray(synthesis(height) @ change @ synthesis(width).T, np.float32)
+        change = self._carriers.change(analysed(luma), self._bits, _step(luma))
+        spread = synthesised(change, *luma.shape)
         if luma.shape != picture.shape[:2]:
             size = (picture.shape[1], picture.shape[0])
             spread = np.asarray(cv2.resize(spread, size, interpolation=cv2.INTER_CUBIC), np.float32)

@@ -5,6 +5,7 @@ cosines under a bell that overlaps the neighbours' (Coifman and Meyer, Comptes R
 1991). A crop takes whole cells away and leaves the waves of the others as they were.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -21,7 +22,11 @@ CELL: Final = CANVAS // CELLS
 _KEPT: Final = 16
 _EDGE: Final = 1024
 
+_BANDS: Final = 8
+_NOTHING: Final = 1e-5
+
 Matrix = npt.NDArray[np.float32]
+_Band = tuple[slice, slice, Matrix]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +85,47 @@ def synthesis(pixels: int) -> Matrix:
     The waves are orthonormal as functions, and nearly so where they are sampled; the pseudoinverse is exact.
     """
     return np.asarray(np.linalg.pinv(whole(pixels)), np.float32)
+
+
+def analysed(luma: Matrix) -> Matrix:
+    """What a picture that fills the canvas has of each wave, [CELLS * WAVES, CELLS * WAVES]."""
+    height, width = luma.shape
+    return np.asarray(_product(_analysis_bands(height), luma) @ whole(width).T, np.float32)
+
+
+def synthesised(coefficients: Matrix, height: int, width: int) -> Matrix:
+    """The picture, [height, width], that has these coefficients."""
+    return _product(_synthesis_bands(height), coefficients @ synthesis(width).T)
+
+
+@lru_cache(maxsize=_KEPT)
+def _analysis_bands(pixels: int) -> tuple[_Band, ...]:
+    return tuple(_bands(whole(pixels)))
+
+
+@lru_cache(maxsize=_KEPT)
+def _synthesis_bands(pixels: int) -> tuple[_Band, ...]:
+    return tuple(_bands(synthesis(pixels)))
+
+
+def _bands(matrix: Matrix) -> Iterator[_Band]:
+    """Some rows at a time, the columns outside which they are next to nothing, and what is there.
+
+    A wave is nothing outside its own cell and half of the next ones: most of a product with all columns is wasted.
+    """
+    least = _NOTHING * float(np.abs(matrix).max())
+    for rows in np.array_split(np.arange(len(matrix)), _BANDS):
+        band = matrix[rows[0] : rows[-1] + 1]
+        kept = np.flatnonzero((np.abs(band) > least).any(axis=0))
+        columns = slice(int(kept[0]), int(kept[-1]) + 1) if len(kept) else slice(0, 0)
+        yield slice(int(rows[0]), int(rows[-1]) + 1), columns, np.ascontiguousarray(band[:, columns])
+
+
+def _product(bands: Sequence[_Band], other: Matrix) -> Matrix:
+    product = np.empty((bands[-1][0].stop, other.shape[1]), np.float32)
+    for rows, columns, band in bands:
+        np.matmul(band, other[columns], out=product[rows])
+    return product
 
 
 def _bell(at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

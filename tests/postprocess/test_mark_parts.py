@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from services.postprocess.mark_basis import CANVAS, WHOLE, Span, analysis, synthesis, whole
+from services.postprocess.mark_basis import CANVAS, WHOLE, Span, analysed, analysis, synthesis, synthesised, whole
 from services.postprocess.mark_carriers import STEPS, Carriers
 from services.postprocess.mark_code import BITS, payload
 from services.postprocess.mark_place import Place, cropped_places, refined
@@ -27,6 +27,16 @@ def test_waves_are_orthonormal_at_every_size(pixels: int) -> None:
     units = CANVAS / pixels
     np.testing.assert_allclose(whole(pixels) @ whole(pixels).T / units, np.eye(len(whole(pixels))), atol=1e-3)
     np.testing.assert_allclose(whole(pixels) @ synthesis(pixels), np.eye(len(whole(pixels))), atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 854), (192, 192), (60, 100)])
+def test_leaving_out_what_is_nothing_changes_nothing(height: int, width: int) -> None:
+    picture = np.random.default_rng(5).normal(0, 50, (height, width)).astype(np.float32)
+    coefficients = whole(height) @ picture @ whole(width).T
+
+    np.testing.assert_allclose(analysed(picture), coefficients, atol=1e-2)
+    spread = synthesis(height) @ coefficients @ synthesis(width).T
+    np.testing.assert_allclose(synthesised(coefficients, height, width), spread, atol=1e-2)
 
 
 def test_a_crop_leaves_the_waves_of_its_own_cells() -> None:
