@@ -105,6 +105,13 @@ def test_the_id_survives_in_moving_photographs(name: str) -> None:
         assert np.mean((reading.sums > 0) == payload(MARK)) >= 0.99
 
 
+def test_the_id_survives_a_tenth_less_contrast_and_other_light() -> None:
+    marked = _marked(_scene(1, seed=7))
+
+    assert read_mark((marked * 0.9).astype(np.uint8)).mark_id == MARK
+    assert read_mark(np.clip(marked.astype(int) + 20, 0, 255).astype(np.uint8)).mark_id == MARK
+
+
 @pytest.mark.parametrize("level", [0, 16, 128, 255])
 def test_even_pictures_without_a_mark_carry_none(level: int) -> None:
     assert read_mark(np.full((2, 240, 320, 3), level, np.uint8)).mark_id is None
