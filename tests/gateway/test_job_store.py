@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from services.gateway.store import database as database_module
+from services.chassis.errors import Unavailable
+from services.gateway.store import postgres as postgres_module
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import LeaseLost, Outcome, RequestIdReused, UnknownGeneration
 from services.gateway.store.tables import events, generations, tenants, tier_clocks
@@ -217,7 +218,7 @@ async def test_an_append_rings_in_another_process_of_the_same_sqlite(tmp_path):
 
 
 async def test_a_gateway_that_stops_within_a_transaction_holds_up_nobody_for_long(postgres: str, monkeypatch):
-    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(postgres_module, "IDLE_SECONDS", 1)
     with empty_database(postgres) as url:
         async with open_database(url) as one, open_database(url) as other:
             store = Store(other)
@@ -230,12 +231,43 @@ async def test_a_gateway_that_stops_within_a_transaction_holds_up_nobody_for_lon
                 await stuck.__aexit__(None, None, None)
 
 
+async def test_a_statement_that_is_cancelled_is_no_outage_and_the_next_one_works(postgres: str):
+    with empty_database(postgres) as url:
+        async with open_database(url) as database:
+
+            async def sleep() -> None:
+                async with database.read() as connection:
+                    await connection.execute(text("SELECT pg_sleep(60)"))
+
+            for _ in range(12):  # more often than there are connections to lose
+                sleeping = asyncio.create_task(sleep())
+                await asyncio.sleep(0.1)
+                sleeping.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await sleeping
+            await Store(database).create()
+
+
 async def test_gateways_that_open_one_database_at_once_make_its_tables_once(database_url: str):
     async def opened() -> None:
         async with open_database(database_url) as database, database.read() as connection:
             await connection.execute(select(generations))
 
     await asyncio.gather(*(opened() for _ in range(3)))
+
+
+async def test_a_database_that_does_not_open_is_named_with_the_reason_and_without_the_password(tmp_path):
+    (tmp_path / "file").touch()
+    for url, named, reason in (
+        ("postgresql://me:hidden@127.0.0.1:1/jobs", "postgresql://me:***@127.0.0.1:1/jobs", "onnect"),
+        (f"sqlite:///{tmp_path}/file/jobs.db", f"sqlite:///{tmp_path}/file/jobs.db", "xists"),
+    ):
+        with pytest.raises(Unavailable) as refused:
+            async with open_database(url):
+                pass
+        assert f"database_url: {named} does not open" in refused.value.message
+        assert reason in refused.value.message
+        assert "hidden" not in refused.value.message
 
 
 async def test_a_database_that_was_written_twice_over_is_caught_by_the_checker(store: Store, database: Database):

@@ -71,8 +71,8 @@ async def end(
             await connection.later(DELETE_PREVIEW, {"key": generation_id})
         charge = {"generation_id": generation_id, "tenant": job.tenant, "tier": job.tier, "ended": now}
         await connection.later(INSERT_USAGE, charge | asdict(outcome.charge))
-    await database.ring(connection, topic(job.id))
-    await _free_followers(database, connection, job, now=now, story=story)
+    connection.ring(topic(job.id))
+    await _free_followers(connection, job, now=now, story=story)
     return job
 
 
@@ -117,20 +117,20 @@ def _end(state: State, *, fenced: bool) -> ReturningUpdate[Any]:
     )
 
 
-async def _free_followers(database: Database, connection: Connection, job: Job, *, now: float, story: Story) -> None:
+async def _free_followers(connection: Connection, job: Job, *, now: float, story: Story) -> None:
     """What waited for this clip gets it; if there is none, it is queued for itself."""
     followers = (await connection.execute(FOLLOWERS, {"leader": job.id})).all()
     if not followers:
         return
     if job.state is State.SUCCEEDED:
         for row in followers:
-            await answer(database, connection, Job.from_row(row), source=job, now=now, story=story)
+            await answer(connection, Job.from_row(row), source=job, now=now, story=story)
         return
     await connection.execute(update(generations).where(generations.c.follows == job.id).values(follows=None))
-    await database.ring(connection, QUEUE_TOPIC)
+    connection.ring(QUEUE_TOPIC)
 
 
-async def answer(database: Database, connection: Connection, job: Job, *, source: Job, now: float, story: Story) -> Job:
+async def answer(connection: Connection, job: Job, *, source: Job, now: float, story: Story) -> Job:
     """End a queued generation with the clip of another, whose fragments and stills become its own history."""
     query = select(events.c.payload).where(events.c.generation_id == source.id).order_by(events.c.sequence)
     payloads = story.replayed([row.payload for row in await connection.execute(query)])
@@ -162,5 +162,5 @@ async def answer(database: Database, connection: Connection, job: Job, *, source
             for place, payload in enumerate(told, start=1)
         ],
     )
-    await database.ring(connection, topic(job.id))
+    connection.ring(topic(job.id))
     return ended

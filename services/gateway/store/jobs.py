@@ -120,9 +120,9 @@ class JobStore:
         job = Job.from_row(row)
         first = {"generation_id": job.id, "sequence": 1, "epoch": 0, "owner": "", "created": now}
         await connection.execute(insert(events).values(**first, payload=queued_event(job)))
-        await self._database.ring(connection, QUEUE_TOPIC)
+        connection.ring(QUEUE_TOPIC)
         if source is not None and not in_flight:
-            job = await answer(self._database, connection, job, source=source, now=now, story=self._story)
+            job = await answer(connection, job, source=source, now=now, story=self._story)
         return job
 
     async def _equal(self, connection: Connection, new: NewJob) -> Job | None:
@@ -200,7 +200,7 @@ class JobStore:
                 job = ended or job
             elif job.state is State.RUNNING:
                 await connection.execute(update(generations).where(mine).values(cancel_requested=True))
-            await self._database.ring(connection, topic(generation_id), topic(generation_id, "cancel"))
+            connection.ring(topic(generation_id), topic(generation_id, "cancel"))
         return job
 
     async def delete(self, generation_id: str, tenant: str) -> bool:

@@ -142,7 +142,7 @@ class LeaseStore:
             ):
                 await connection.later(self._set_clock, {"clock": number, "start": start, "virtual": virtual})
             await _insert_events(connection, job, [started_event(job)], now)
-            await self._database.ring(connection, topic(job.id))
+            connection.ring(topic(job.id))
         return Lease(id=job.id, owner=owner, epoch=job.lease_epoch), job
 
     async def _capped(self, connection: Connection) -> set[int]:
@@ -174,7 +174,7 @@ class LeaseStore:
                     raise LeaseLost(lease.id)
                 return last
             await _insert_events(connection, job, payloads, now)
-            await self._database.ring(connection, topic(lease.id))
+            connection.ring(topic(lease.id))
         return last
 
     async def preview(self, lease: Lease, version: int, payload: bytes) -> None:
@@ -183,7 +183,7 @@ class LeaseStore:
         async with self._database.write() as connection:
             await _fenced(connection, lease, {"lease_owner": lease.owner})
             await connection.later(self._set_preview, values)
-            await self._database.ring(connection, topic(lease.id))
+            connection.ring(topic(lease.id))
 
     async def finish(self, lease: Lease, outcome: Outcome) -> Job:
         """End the generation; the same call again changes nothing."""
@@ -202,14 +202,14 @@ class LeaseStore:
                 job = await _read(connection, lease)
                 if job is None or not job.terminal:
                     raise LeaseLost(lease.id)
-            await self._database.ring(connection, topic(lease.id))
+            connection.ring(topic(lease.id))
         return job
 
     async def release(self, lease: Lease, reason: str) -> None:
         """Put the generation back into the queue, as work that was not lost; `reason` is what its next event says."""
         async with self._database.write() as connection:
             await _fenced(connection, lease, _requeued(reason))
-            await self._database.ring(connection, QUEUE_TOPIC)
+            connection.ring(QUEUE_TOPIC)
 
     async def reap(
         self, *, max_losses: int, back_off: Callable[[int], float], failure: Callable[[Job], bytes]
@@ -257,7 +257,7 @@ class LeaseStore:
                 job = await _fenced(
                     connection, lease, {**_requeued(LEASE_EXPIRED), "not_before": now + back_off(job.losses)}
                 )
-                await self._database.ring(connection, QUEUE_TOPIC)
+                connection.ring(QUEUE_TOPIC)
             else:
                 job = (
                     await end(
@@ -271,7 +271,7 @@ class LeaseStore:
                     )
                     or job
                 )
-            await self._database.ring(connection, topic(job.id))
+            connection.ring(topic(job.id))
         return job
 
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Protocol, Self
 
-import psycopg
+import asyncpg
 import structlog
-from psycopg import AsyncConnection
 
 CHANNEL = "rushes"
 RECONNECT_SECONDS = 0.5
@@ -72,27 +71,35 @@ class PostgresNotifications(LocalNotifications):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _connect(self) -> AsyncConnection[tuple[object, ...]]:
-        connection = await AsyncConnection.connect(self._url, autocommit=True)
-        await connection.execute(f"LISTEN {CHANNEL}")
+    async def _connect(self) -> asyncpg.Connection:
+        connection = await asyncpg.connect(self._url)
+        await connection.add_listener(CHANNEL, self._heard)
         return connection
 
-    async def _listen(self, connection: AsyncConnection[tuple[object, ...]] | None) -> None:
+    def _heard(self, _connection: object, _process: int, _channel: str, topic: object) -> None:
+        self.ring(str(topic))
+
+    async def _listen(self, connection: asyncpg.Connection | None) -> None:
         while True:
             try:
                 if connection is None:
                     connection = await self._connect()
                     # What rang while nobody listened is made good by looking at everything once.
                     self.ring_all()
-                async with connection:
-                    async for topic in _topics(connection):
-                        self.ring(topic)
-            except psycopg.OperationalError as lost:
-                structlog.get_logger().warning("notifications.lost", error=type(lost).__name__)
-                await asyncio.sleep(RECONNECT_SECONDS)
+                await _end_of(connection)
+                structlog.get_logger().warning("notifications.lost")
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as refused:
+                structlog.get_logger().warning("notifications.refused", error=type(refused).__name__)
+            await asyncio.sleep(RECONNECT_SECONDS)
             connection = None
 
 
-async def _topics(connection: AsyncConnection[tuple[object, ...]]) -> AsyncIterator[str]:
-    async for notification in connection.notifies():
-        yield notification.payload
+async def _end_of(connection: asyncpg.Connection) -> None:
+    """Return when the connection has ended; end it when no longer waited for."""
+    over = asyncio.Event()
+    connection.add_termination_listener(lambda _: over.set())
+    try:
+        if not connection.is_closed():
+            await over.wait()
+    finally:
+        connection.terminate()

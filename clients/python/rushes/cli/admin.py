@@ -23,12 +23,12 @@ DAY_SECONDS = 86400.0
 @asynccontextmanager
 async def tenant_store(url: str) -> AsyncIterator[TenantStore]:
     """The tenants of a database. Raises `CommandRefused` for what the store refuses."""
-    async with open_database(url) as database:
-        jobs = JobStore(database, clock=time.time, story=STORY)
-        try:
+    try:
+        async with open_database(url) as database:
+            jobs = JobStore(database, clock=time.time, story=STORY)
             yield TenantStore(database, secret=await jobs.secret("api-keys"), clock=time.time)
-        except RushesError as refused:
-            raise CommandRefused("", refused.message) from None
+    except RushesError as refused:
+        raise CommandRefused("", refused.message) from None
 
 
 async def list_tenants(url: str, *, as_json: bool) -> None:

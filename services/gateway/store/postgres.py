@@ -1,0 +1,181 @@
+"""The store on a PostgreSQL server."""
+
+import contextlib
+import functools
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import asyncpg
+import sqlalchemy
+from sqlalchemy import ClauseElement, Executable, event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import URL, CursorResult, ExceptionContext, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from services.gateway.store import migrations
+from services.gateway.store.notifications import CHANNEL, Notifications, PostgresNotifications
+
+POOL_SIZE = 8
+PING_AFTER_SECONDS = 1.0
+IDLE_SECONDS = 10
+"""After so long a transaction of a gateway that was stopped in its midst, or cut off, no longer holds up the others."""
+OUTAGES = ("08", "25P03", "40", "53", "54", "55", "57", "58")
+"""Beginnings of the SQLSTATEs of what is not the statement's fault: the same call may work a little later.
+
+Connections, a transaction that idled, rollbacks, resources, limits, states, operators and the system:
+https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""
+_USED = "used"
+_DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
+_PING = sqlalchemy.text("SELECT 1")
+_PARAMETER = re.compile(r"\$(\d+)")
+
+
+class DeferringConnection:
+    """A connection of PostgreSQL, to which a round trip costs more than a statement.
+
+    Statements without results and the bells go with the commit: all in one, as common table expressions.
+    """
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._deferred: list[tuple[Executable, Mapping[str, Any]]] = []
+        self.topics: dict[str, None] = {}
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run one statement."""
+        return await self._connection.execute(statement, parameters)
+
+    async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
+        """Keep a statement for `flush`."""
+        self._deferred.append((statement, parameters))
+
+    def ring(self, *topics: str) -> None:
+        """Ring `topics` in every gateway once the write transaction is committed."""
+        self.topics.update(dict.fromkeys(topics))
+
+    async def flush(self) -> None:
+        """Run what was kept, and let the commit ring."""
+        if not self._deferred and not self.topics:
+            return
+        sql, orders = _flush_sql(tuple(statement for statement, _ in self._deferred), len(self.topics))
+        values = [
+            parameters[name] for (_, parameters), order in zip(self._deferred, orders, strict=True) for name in order
+        ]
+        await self._connection.exec_driver_sql(sql, (*values, *self.topics))
+        self._deferred.clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _flush_sql(statements: tuple[Executable, ...], topics: int) -> tuple[str, tuple[tuple[str, ...], ...]]:
+    """One statement that runs all of `statements` and rings; and the parameters of each in their order."""
+    parts: list[str] = []
+    orders: list[tuple[str, ...]] = []
+    taken = 0
+    for number, statement in enumerate(statements):
+        if not isinstance(statement, ClauseElement):
+            raise TypeError(f"{statement!r} cannot be run later")
+        compiled = statement.compile(dialect=_DIALECT)
+        if not isinstance(compiled, SQLCompiler):
+            raise TypeError(f"{statement!r} is no statement with parameters")
+        order = tuple(compiled.positiontup or ())
+        renumbered = functools.partial(_renumbered, taken)
+        parts.append(f"d{number} AS ({_PARAMETER.sub(renumbered, str(compiled))} RETURNING 1)")
+        orders.append(order)
+        taken += len(order)
+    bells = ", ".join(f"pg_notify('{CHANNEL}', ${taken + number})" for number in range(1, topics + 1))
+    return f"{'WITH ' if parts else ''}{', '.join(parts)} SELECT {bells or '1'}", tuple(orders)
+
+
+def _renumbered(taken: int, placeholder: re.Match[str]) -> str:
+    return f"${taken + int(placeholder[1])}"
+
+
+class PostgresDatabase:
+    """A PostgreSQL server, shared with other gateways."""
+
+    postgres = True
+
+    def __init__(self, engine: AsyncEngine, notifications: Notifications) -> None:
+        self._engine = engine
+        self.notifications = notifications
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[DeferringConnection]:
+        """A connection in a read transaction."""
+        async with self._connect() as connection:
+            yield DeferringConnection(connection)
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[DeferringConnection]:
+        """A connection in a write transaction, committed at the end and rolled back on an error."""
+        async with self._connect() as connected, connected.begin():
+            connection = DeferringConnection(connected)
+            yield connection
+            await connection.flush()
+        for topic in connection.topics:
+            self.notifications.ring(topic)
+
+    @contextlib.asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that answers: one that has rested for a while is asked first, and replaced if it is dead."""
+        async with self._engine.connect() as connection:
+            if time.monotonic() - connection.info.get(_USED, math.inf) > PING_AFTER_SECONDS:
+                try:
+                    await connection.execute(_PING)
+                except DBAPIError as dead:
+                    if not dead.connection_invalidated:
+                        raise
+                await connection.rollback()
+            try:
+                yield connection
+            finally:
+                if not connection.invalidated:
+                    connection.info[_USED] = time.monotonic()
+
+    def upsert(self, table: sqlalchemy.Table) -> Any:
+        """An INSERT of the dialect, which knows `on_conflict_do_update`."""
+        return postgresql.insert(table)
+
+
+@contextlib.asynccontextmanager
+async def open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
+    """Connect to the server of `url`, bring the tables up to date, and close all connections at the end."""
+    libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def connect() -> asyncpg.Connection:
+        settings = {"idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s"}
+        try:
+            return await asyncpg.connect(libpq, server_settings=settings)
+        except OSError as refused:
+            raise asyncpg.CannotConnectNowError(str(refused)) from refused
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_SIZE,
+    )
+    event.listen(engine.sync_engine, "handle_error", _outage, retval=True)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrations.upgrade)
+        async with PostgresNotifications(libpq) as notifications:
+            yield PostgresDatabase(engine, notifications)
+    finally:
+        await engine.dispose()
+
+
+def _outage(context: ExceptionContext) -> Exception | None:
+    """An outage under one name, whether it came with an SQLSTATE or as a connection that is no more."""
+    cause = context.original_exception
+    if not isinstance(cause, Exception):  # A cancelled statement takes its connection with it, and stays cancelled.
+        return None
+    if not context.is_disconnect and not (getattr(cause, "sqlstate", None) or "").startswith(OUTAGES):
+        return None
+    return OperationalError(context.statement, context.parameters, cause, connection_invalidated=context.is_disconnect)
