@@ -142,7 +142,7 @@ async def test_the_command_line_writes_an_hls_folder_and_an_animated_picture(sui
     )
 
     assert code == 0, complaint
-    assert sorted(os.listdir(tmp_path)) == ["clip-hls", "clip.gif", "clip.png"]  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path)) == ["clip-hls", "clip.gif", "clip.mp4", "clip.png"]  # noqa: PTH208
     with av.open(str(tmp_path / "clip-hls" / "index.m3u8")) as container:
         assert len(list(container.decode(video=0))) == 17
 

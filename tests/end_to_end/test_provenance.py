@@ -50,7 +50,7 @@ async def test_the_command_line_marks_signs_and_describes_a_clip_and_verify_read
     code, said, complaint = await rushes(
         *("generate", PROMPT, "--seed", "7", "--steps", "2", "--upscale", "2", "--fps", "32"),
         *("--watermark", "--watermark-id", "c0ffee005eed1234", "--label", "AI generated"),
-        *("--subtitles", "file.srt", "--logo", "logo.png", "--format", "hls", "--format", "mp4", "-o", "clip.mp4"),
+        *("--subtitles", "file.srt", "--logo", "logo.png", "--format", "hls", "-o", "clip.mp4"),
     )
     assert code == 0, complaint
     made = next(line for line in said if line["kind"] == "succeeded")

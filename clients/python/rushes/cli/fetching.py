@@ -15,14 +15,19 @@ KINDS = {
     "webp": ArtifactKind.ARTIFACT_KIND_ANIMATED_WEBP,
     "sprite": ArtifactKind.ARTIFACT_KIND_SPRITE,
 }
+FILES = {"mp4", "webm"}
 
 
 async def fetch_files(client: Client, ended: Generation, recording: Recording, report: Report) -> None:
-    """Save every file that the recording wants; their SHA-256 is checked."""
+    """Save every file that the recording wants; their SHA-256 is checked.
+
+    Beside an HLS folder, which cannot be signed, lies the clip in one file, which can.
+    """
     video = recording.video or recording.name(ended.spec)
     # The clip that grew was for watching; the finished file has its index in front.
     recording.discard()
-    for wanted in recording.formats:
+    unsigned = "hls" in recording.formats and not FILES & set(recording.formats)
+    for wanted in ("mp4", *recording.formats) if unsigned else recording.formats:
         if wanted not in KINDS:
             await client.download(ended.id, video)
             report.saved("video", video)
