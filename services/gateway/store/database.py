@@ -1,7 +1,7 @@
 """One database, two dialects: SQLite with one writer, PostgreSQL with many."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import sqlalchemy
@@ -21,6 +21,9 @@ class Connection(Protocol):
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement; its rows are all there."""
 
+    async def run(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement that was built once and for all, its values in `parameters`."""
+
     async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
         """Run a statement whose result nobody needs, at the latest before the commit.
 
@@ -38,7 +41,7 @@ class Database(Protocol):
     postgres: bool
 
     def read(self) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """A connection in a read transaction."""
+        """A connection for reading."""
 
     def write(self) -> contextlib.AbstractAsyncContextManager[Connection]:
         """A connection in a write transaction, committed at the end and rolled back on an error."""

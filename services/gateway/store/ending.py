@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Float, Integer, bindparam, delete, func, insert, select, update
+from sqlalchemy import Float, Integer, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from services.gateway.store.database import Connection, Database
@@ -60,10 +60,10 @@ async def end(
     if lease is not None:
         parameters["lease_number"] = lease.epoch
     statement = _end(outcome.state, fenced=lease is not None)
-    row = (await connection.execute(statement, parameters)).one_or_none()
-    if row is None:
+    rows = await connection.run(statement, parameters)
+    if not rows:
         return None
-    job = Job.from_row(row)
+    job = Job.from_row(rows[0])
     owner = lease.owner if lease is not None else ""
     await connection.later(INSERT_EVENT, event_values(job, job.last_sequence, owner, now, story.terminal(job)))
     if job.started is not None:
@@ -91,7 +91,9 @@ def event_values(job: Job, sequence: int, owner: str, created: float, payload: b
 @functools.cache
 def _end(state: State, *, fenced: bool) -> ReturningUpdate[Any]:
     """The update that ends a generation; built once, since building takes longer than running."""
-    condition = (generations.c.id == bindparam("key")) & generations.c.state.in_(sources(state))
+    condition = (generations.c.id == bindparam("key")) & or_(
+        *(generations.c.state == before for before in sorted(sources(state)))
+    )
     if fenced:
         condition &= (generations.c.state == State.RUNNING) & (generations.c.lease_epoch == bindparam("lease_number"))
     return (
@@ -119,7 +121,7 @@ def _end(state: State, *, fenced: bool) -> ReturningUpdate[Any]:
 
 async def _free_followers(connection: Connection, job: Job, *, now: float, story: Story) -> None:
     """What waited for this clip gets it; if there is none, it is queued for itself."""
-    followers = (await connection.execute(FOLLOWERS, {"leader": job.id})).all()
+    followers = await connection.run(FOLLOWERS, {"leader": job.id})
     if not followers:
         return
     if job.state is State.SUCCEEDED:

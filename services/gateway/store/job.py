@@ -73,7 +73,7 @@ class Job:
     @classmethod
     def from_row(cls, row: Row[Any]) -> "Job":
         """The job of a row of the table `generations`, whose columns are the fields."""
-        return cls(**{**row._mapping, "state": State(row.state)})
+        return cls(**{**row._asdict(), "state": State(row.state)})
 
     @property
     def terminal(self) -> bool:

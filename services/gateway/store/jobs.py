@@ -165,7 +165,7 @@ class JobStore:
         """At most `limit` events with a sequence greater than `after`, in order."""
         asked = {"watched": generation_id, "cursor": after, "most": limit}
         async with self._database.read() as connection:
-            return [StoredEvent(**row._mapping) for row in await connection.execute(EVENTS_AFTER, asked)]
+            return [StoredEvent(**row._asdict()) for row in await connection.run(EVENTS_AFTER, asked)]
 
     async def preview(self, generation_id: str) -> tuple[int, bytes] | None:
         """Version and payload of the latest preview of a running generation."""

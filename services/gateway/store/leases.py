@@ -109,7 +109,7 @@ class LeaseStore:
         now = self._clock()
         async with self._database.write() as connection:
             clocks, heads = {}, {}
-            for found in await connection.execute(self._looking, {"now": now}):
+            for found in await connection.run(self._looking, {"now": now}):
                 if found.id is None:
                     clocks[found.tier] = TierClock(start_tag=found.start_tag, virtual_time=found.virtual_time)
                 else:
@@ -128,10 +128,10 @@ class LeaseStore:
             if tier is None:
                 return None
             taking = {"key": heads[tier.number], "owner": owner, "now": now, "until": now + self._lease_seconds}
-            row = (await connection.execute(TAKE, taking)).one_or_none()
-            if row is None:
+            taken = await connection.run(TAKE, taking)
+            if not taken:
                 return _OVERTAKEN
-            job = Job.from_row(row)
+            job = Job.from_row(taken[0])
             clock = clocks.get(tier.number, TierClock())
             virtual_time, clock = advance(
                 virtual_time=virtual_time, clock=clock, tier=tier, cost=job.cost, start_tag=job.start_tag
@@ -336,8 +336,8 @@ async def _write(
     if after is not None:
         parameters["after"] = after
     statement = _fenced_update(tuple(values), in_sequence=after is not None)
-    row = (await connection.execute(statement, parameters)).one_or_none()
-    return None if row is None else Job.from_row(row)
+    rows = await connection.run(statement, parameters)
+    return Job.from_row(rows[0]) if rows else None
 
 
 async def _fenced(connection: Connection, lease: Lease, values: Mapping[str, object]) -> Job:

@@ -5,7 +5,9 @@ import functools
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import namedtuple
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -39,17 +41,27 @@ _PARAMETER = re.compile(r"\$(\d+)")
 class DeferringConnection:
     """A connection of PostgreSQL, to which a round trip costs more than a statement.
 
-    Statements without results and the bells go with the commit: all in one, as common table expressions.
+    Statements without results and the bells go with the commit: all in one, as common table expressions. What is built
+    once and for all goes to the driver as it is.
     """
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, driver: asyncpg.Connection) -> None:
         self._connection = connection
+        self._driver = driver
         self._deferred: list[tuple[Executable, Mapping[str, Any]]] = []
         self.topics: dict[str, None] = {}
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement."""
         return await self._connection.execute(statement, parameters)
+
+    async def run(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement that was built once and for all."""
+        prepared = _prepared(statement)
+        values = {**prepared.values, **parameters}
+        with _outages_named(prepared.sql):
+            records = await self._driver.fetch(prepared.sql, *[values[name] for name in prepared.order])
+        return [prepared.row(*record) for record in records]
 
     async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
         """Keep a statement for `flush`."""
@@ -67,8 +79,31 @@ class DeferringConnection:
         values = [
             parameters[name] for (_, parameters), order in zip(self._deferred, orders, strict=True) for name in order
         ]
-        await self._connection.exec_driver_sql(sql, (*values, *self.topics))
+        with _outages_named(sql):
+            await self._driver.fetch(sql, *values, *self.topics)
         self._deferred.clear()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """A statement as the driver takes it: the values that it has of its own, the order of all, and what rows are."""
+
+    sql: str
+    values: dict[str, Any]
+    order: tuple[str, ...]
+    row: Any
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(statement: Executable) -> _Prepared:
+    compiled = _compiled(statement)
+    columns = [column.name for column in getattr(statement, "exported_columns", ())]
+    return _Prepared(
+        sql=str(compiled),
+        values={name: bound.value for name, bound in compiled.binds.items() if not bound.required},
+        order=tuple(compiled.positiontup or ()),
+        row=namedtuple("Row", columns),
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -78,11 +113,7 @@ def _flush_sql(statements: tuple[Executable, ...], topics: int) -> tuple[str, tu
     orders: list[tuple[str, ...]] = []
     taken = 0
     for number, statement in enumerate(statements):
-        if not isinstance(statement, ClauseElement):
-            raise TypeError(f"{statement!r} cannot be run later")
-        compiled = statement.compile(dialect=_DIALECT)
-        if not isinstance(compiled, SQLCompiler):
-            raise TypeError(f"{statement!r} is no statement with parameters")
+        compiled = _compiled(statement)
         order = tuple(compiled.positiontup or ())
         renumbered = functools.partial(_renumbered, taken)
         parts.append(f"d{number} AS ({_PARAMETER.sub(renumbered, str(compiled))} RETURNING 1)")
@@ -90,6 +121,24 @@ def _flush_sql(statements: tuple[Executable, ...], topics: int) -> tuple[str, tu
         taken += len(order)
     bells = ", ".join(f"pg_notify('{CHANNEL}', ${taken + number})" for number in range(1, topics + 1))
     return f"{'WITH ' if parts else ''}{', '.join(parts)} SELECT {bells or '1'}", tuple(orders)
+
+
+def _compiled(statement: Executable) -> SQLCompiler:
+    compiled = statement.compile(dialect=_DIALECT) if isinstance(statement, ClauseElement) else None
+    if not isinstance(compiled, SQLCompiler) or compiled.post_compile_params:
+        raise TypeError(f"{statement} is no statement whose parameters are known")
+    return compiled
+
+
+@contextlib.contextmanager
+def _outages_named(sql: str) -> Iterator[None]:
+    """What the driver raises, under SQLAlchemy's names."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as failed:
+        if isinstance(failed, asyncpg.PostgresError) and not (failed.sqlstate or "").startswith(OUTAGES):
+            raise
+        raise OperationalError(sql, None, failed) from failed
 
 
 def _renumbered(taken: int, placeholder: re.Match[str]) -> str:
@@ -107,22 +156,34 @@ class PostgresDatabase:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[DeferringConnection]:
-        """A connection in a read transaction."""
-        async with self._connect() as connection:
-            yield DeferringConnection(connection)
+        """A connection for reading; each statement sees what is committed when it begins."""
+        async with self._connect() as (connection, driver):
+            yield DeferringConnection(connection, driver)
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[DeferringConnection]:
         """A connection in a write transaction, committed at the end and rolled back on an error."""
-        async with self._connect() as connected, connected.begin():
-            connection = DeferringConnection(connected)
-            yield connection
-            await connection.flush()
+        async with self._connect() as (connected, driver):
+            connection = DeferringConnection(connected, driver)
+            over = False
+            try:
+                await _say(driver, "BEGIN")
+                yield connection
+                await connection.flush()
+                await _say(driver, "COMMIT")
+                over = True
+            except Exception:
+                await _say(driver, "ROLLBACK")
+                over = True
+                raise
+            finally:
+                if not over and connected.sync_connection is not None:
+                    connected.sync_connection.invalidate()
         for topic in connection.topics:
             self.notifications.ring(topic)
 
     @contextlib.asynccontextmanager
-    async def _connect(self) -> AsyncIterator[AsyncConnection]:
+    async def _connect(self) -> AsyncIterator[tuple[AsyncConnection, asyncpg.Connection]]:
         """A connection that answers: one that has rested for a while is asked first, and replaced if it is dead."""
         async with self._engine.connect() as connection:
             if time.monotonic() - connection.info.get(_USED, math.inf) > PING_AFTER_SECONDS:
@@ -132,15 +193,24 @@ class PostgresDatabase:
                     if not dead.connection_invalidated:
                         raise
                 await connection.rollback()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
             try:
-                yield connection
+                yield connection, driver
             finally:
                 if not connection.invalidated:
-                    connection.info[_USED] = time.monotonic()
+                    if driver.is_closed():
+                        await connection.invalidate()
+                    else:
+                        connection.info[_USED] = time.monotonic()
 
     def upsert(self, table: sqlalchemy.Table) -> Any:
         """An INSERT of the dialect, which knows `on_conflict_do_update`."""
         return postgresql.insert(table)
+
+
+async def _say(driver: asyncpg.Connection, command: str) -> None:
+    with _outages_named(command):
+        await driver.execute(command)
 
 
 @contextlib.asynccontextmanager
@@ -158,12 +228,13 @@ async def open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
+        isolation_level="AUTOCOMMIT",  # transactions are begun by `PostgresDatabase.write`
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
     )
     event.listen(engine.sync_engine, "handle_error", _outage, retval=True)
     try:
-        async with engine.begin() as connection:
+        async with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             await connection.run_sync(migrations.upgrade)
         async with PostgresNotifications(libpq) as notifications:
             yield PostgresDatabase(engine, notifications)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class InlineConnection:
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         """Run one statement."""
         return self._connection.execute(statement, parameters)
+
+    async def run(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement."""
+        return self._connection.execute(statement, parameters).all()
 
     async def later(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
         """Run one statement."""
