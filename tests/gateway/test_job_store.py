@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.chassis.errors import Unavailable
 from services.gateway.store import postgres as postgres_module
+from services.gateway.store import sqlite as sqlite_module
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import LeaseLost, Outcome, RequestIdReused, UnknownGeneration
 from services.gateway.store.tables import events, generations, tenants, tier_clocks
@@ -254,6 +255,20 @@ async def test_gateways_that_open_one_database_at_once_make_its_tables_once(data
             await connection.execute(select(generations))
 
     await asyncio.gather(*(opened() for _ in range(3)))
+
+
+async def test_the_log_of_a_sqlite_that_is_always_written_stays_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_module, "CHECKPOINT_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite_module, "LONG_LOG_PAGES", 100)
+    log, longest, written = tmp_path / "rushes.db-wal", 0, 0
+    async with open_database(f"sqlite:///{tmp_path}/rushes.db") as database:
+        store = Store(database)
+        while written < 4_000:
+            await store.create()
+            written += 4  # at least: the row, its indices, its event
+            longest = max(longest, log.stat().st_size)
+            await asyncio.sleep(0)
+    assert longest < 2_000 * 4096
 
 
 async def test_a_database_that_does_not_open_is_named_with_the_reason_and_without_the_password(tmp_path):

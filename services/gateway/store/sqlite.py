@@ -19,6 +19,10 @@ from services.gateway.store.notifications import LocalNotifications, Notificatio
 BUSY_SECONDS = 30.0
 BUSY_POLL_SECONDS = 0.005
 CHECKPOINT_SECONDS = 5.0
+LONG_LOG_PAGES = 4096
+"""From so many pages on, 16 MiB, the write-ahead log is folded to its end and emptied."""
+FOLD_MILLISECONDS = 50
+"""For so long that waits for readers, and for writers of other processes; then it is tried again later."""
 CACHE_KIB = 400
 LISTEN_SECONDS = 0.025
 """How often a SQLite file is looked at for what other processes have written."""
@@ -113,15 +117,28 @@ class SqliteDatabase:
             connection.close()
 
     async def fold_for_ever(self) -> None:
-        """Fold the write-ahead log into the file now and then, in a thread, beside the readers and the writer."""
+        """Fold the write-ahead log into the file now and then, in a thread, beside the readers and the writer.
+
+        Beside a writer that never rests it would never be folded to its end, and grow: once it is long the writer waits
+        for the little that is left, and the log begins anew.
+        """
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            await asyncio.to_thread(self._fold)
+            if await asyncio.to_thread(self._fold, "PASSIVE") > LONG_LOG_PAGES:
+                async with self._turn:
+                    await asyncio.to_thread(self._fold, "TRUNCATE")
 
-    def _fold(self) -> None:
+    def _fold(self, mode: str) -> int:
+        """Fold what can be folded; how many pages the log has."""
         with self._reader.connect() as connection:
             connection.rollback()
-            connection.connection.dbapi_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+            log: Any = connection.connection.dbapi_connection
+            log.execute(f"PRAGMA busy_timeout = {FOLD_MILLISECONDS}")
+            try:
+                _busy, pages, _folded = log.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            finally:
+                log.execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
+        return int(pages)
 
     @contextlib.asynccontextmanager
     async def _begun(self) -> AsyncIterator[sqlalchemy.Connection]:
