@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import Executable, bindparam, delete, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from services.chassis.errors import Unavailable
@@ -12,12 +13,15 @@ from services.gateway.store import postgres as postgres_module
 from services.gateway.store import sqlite as sqlite_module
 from services.gateway.store.database import Database, open_database
 from services.gateway.store.job import LeaseLost, Outcome, RequestIdReused, UnknownGeneration
+from services.gateway.store.leases import TAKE
 from services.gateway.store.tables import events, generations, tenants, tier_clocks
 from services.gateway.store.topics import topic
 from services.gateway.store.transitions import State
 from tests.gateway.conftest import empty_database
 from tests.gateway.history_checker import check_histories
 from tests.gateway.store_on_a_clock import Store
+
+COST = select(generations.c.cost).where(generations.c.id == bindparam("key"))
 
 
 @pytest.fixture
@@ -247,6 +251,25 @@ async def test_a_statement_that_is_cancelled_is_no_outage_and_the_next_one_works
                 with pytest.raises(asyncio.CancelledError):
                     await sleeping
             await Store(database).create()
+
+
+async def test_a_mistake_in_a_prebuilt_statement_is_no_outage_and_rolls_back(postgres: str):
+    with empty_database(postgres) as url:
+        async with open_database(url) as database:
+            job = await Store(database).create()
+
+            async def err(statement: Executable) -> None:
+                async with database.write() as connection:
+                    await connection.execute(update(generations).values(cost=7.0))
+                    await connection.run(statement, {"key": 5, "owner": "me", "until": 1.0, "now": 1.0})
+
+            with pytest.raises(asyncpg.DataError):
+                await err(TAKE)
+            with pytest.raises(asyncpg.UndefinedColumnError):
+                await err(select(text("no_such_column")))
+            async with database.read() as connection:
+                (row,) = await connection.run(COST, {"key": job.id})
+            assert row.cost == job.cost != 7.0
 
 
 async def test_gateways_that_open_one_database_at_once_make_its_tables_once(database_url: str):

@@ -59,7 +59,7 @@ class DeferringConnection:
         """The rows of a statement that was built once and for all."""
         prepared = _prepared(statement)
         values = {**prepared.values, **parameters}
-        with _outages_named(prepared.sql):
+        with _outages_named(self._driver, prepared.sql):
             records = await self._driver.fetch(prepared.sql, *[values[name] for name in prepared.order])
         return [prepared.row(*record) for record in records]
 
@@ -79,7 +79,7 @@ class DeferringConnection:
         values = [
             parameters[name] for (_, parameters), order in zip(self._deferred, orders, strict=True) for name in order
         ]
-        with _outages_named(sql):
+        with _outages_named(self._driver, sql):
             await self._driver.fetch(sql, *values, *self.topics)
         self._deferred.clear()
 
@@ -131,12 +131,13 @@ def _compiled(statement: Executable) -> SQLCompiler:
 
 
 @contextlib.contextmanager
-def _outages_named(sql: str) -> Iterator[None]:
-    """What the driver raises, under SQLAlchemy's names."""
+def _outages_named(driver: asyncpg.Connection, sql: str) -> Iterator[None]:
+    """An outage under the name that SQLAlchemy has for it; what else the driver raises is a mistake of this module."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as failed:
-        if isinstance(failed, asyncpg.PostgresError) and not (failed.sqlstate or "").startswith(OUTAGES):
+        state = getattr(failed, "sqlstate", None) or ""
+        if not driver.is_closed() and not isinstance(failed, OSError) and not state.startswith(OUTAGES):
             raise
         raise OperationalError(sql, None, failed) from failed
 
@@ -209,7 +210,7 @@ class PostgresDatabase:
 
 
 async def _say(driver: asyncpg.Connection, command: str) -> None:
-    with _outages_named(command):
+    with _outages_named(driver, command):
         await driver.execute(command)
 
 
