@@ -103,7 +103,7 @@ class Dispatcher:
         lease, job = claimed
         tier = self._workshop.tiers[job.tier]
         if job.attempt == 1 and job.started is not None:
-            self._waits.record(job.started - job.created, {"tier": tier.name})
+            self._waits.record(max(0.0, job.started - job.created), {"tier": tier.name})
         self._denoising[lease] = tier
         task = group.create_task(self._run(lease, job), name=f"generation-{job.id}")
         self._running[lease] = task

@@ -106,8 +106,8 @@ class LeaseStore:
     async def _claim(
         self, owner: str, started_event: EventOf, among: Collection[int] | None
     ) -> tuple[Lease, Job] | _Overtaken | None:
-        now = self._clock()
         async with self._database.write() as connection:
+            now = self._clock()  # not earlier: what was queued while the lock was waited for may be next
             clocks, heads = {}, {}
             for found in await connection.run(self._looking, {"now": now}):
                 if found.id is None:

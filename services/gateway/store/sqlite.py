@@ -19,8 +19,8 @@ from services.gateway.store.notifications import LocalNotifications, Notificatio
 BUSY_SECONDS = 30.0
 BUSY_POLL_SECONDS = 0.005
 CHECKPOINT_SECONDS = 5.0
-LONG_LOG_PAGES = 4096
-"""From so many pages on, 16 MiB, the write-ahead log is folded to its end and emptied."""
+LONG_LOG_PAGES = 16384
+"""From so many pages on, 64 MiB, the write-ahead log is folded to its end and emptied."""
 FOLD_MILLISECONDS = 50
 """For so long that waits for readers, and for writers of other processes; then it is tried again later."""
 CACHE_KIB = 400
