@@ -291,7 +291,7 @@ async def test_the_log_of_a_sqlite_that_is_always_written_stays_short(tmp_path, 
             written += 4  # at least: the row, its indices, its event
             longest = max(longest, log.stat().st_size)
             await asyncio.sleep(0)
-    assert longest < 2_000 * 4096
+    assert longest < 5_000 * 4096  # half of what it is when nobody empties it
 
 
 async def test_a_database_that_does_not_open_is_named_with_the_reason_and_without_the_password(tmp_path):
