@@ -103,6 +103,7 @@ class Dispatcher:
         lease, job = claimed
         tier = self._workshop.tiers[job.tier]
         if job.attempt == 1 and job.started is not None:
+            # Gateways that share a database have clocks of their own.
             self._waits.record(max(0.0, job.started - job.created), {"tier": tier.name})
         self._denoising[lease] = tier
         task = group.create_task(self._run(lease, job), name=f"generation-{job.id}")

@@ -8,8 +8,9 @@ import numpy as np
 
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.mark_basis import Matrix, analysed, reduced, synthesised
-from services.postprocess.mark_carriers import STEPS, Carriers
+from services.postprocess.mark_carriers import STEPS, carriers
 from services.postprocess.mark_code import payload
+from services.postprocess.mark_trellis import protect
 
 _BLOCK: Final = 16
 _BUSY: Final = (5.0, 8.8)
@@ -21,8 +22,7 @@ class Marker:
     name = "mark"
 
     def __init__(self, mark_id: int) -> None:
-        self._bits = payload(mark_id)
-        self._carriers = Carriers()
+        self._coded = protect(payload(mark_id))
 
     def push(self, item: Frames) -> Iterator[Frames]:
         """The same frames, marked."""
@@ -34,7 +34,7 @@ class Marker:
 
     def _marked(self, picture: Pixels) -> Pixels:
         luma = reduced(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32))
-        change = self._carriers.change(analysed(luma), self._bits, _step(luma))
+        change = carriers().change(analysed(luma), self._coded, _step(luma))
         spread = synthesised(change, *luma.shape)
         if luma.shape != picture.shape[:2]:
             size = (picture.shape[1], picture.shape[0])

@@ -10,6 +10,7 @@ picture belongs.
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import product
 from typing import Final
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from services.postprocess.mark_basis import CANVAS, CELLS, WAVES, Matrix, whole
 from services.postprocess.mark_code import BITS, Bits, Sums
-from services.postprocess.mark_trellis import coded_length, protect, recover
+from services.postprocess.mark_trellis import coded_length, recover
 
 STEPS: Final = (48.0, 68.0, 84.0)
 """How far the points of the lattice for one bit lie apart: for even ground, for texture, for the strongest of it."""
@@ -61,13 +62,17 @@ class Carriers:
         self._sync = np.asarray((signs * sync / (CELLS * np.sqrt(sync.sum()))).reshape(edge, edge), np.float32)
         count = coded_length(BITS)
         self._order = random.permutation(np.arange(CELLS * CELLS) % count).reshape(CELLS, CELLS)
-        canvas = whole(CANVAS)
-        self.pattern: Matrix = np.asarray(canvas.T @ self._sync @ canvas, np.float32)
 
-    def change(self, coefficients: Matrix, bits: Bits, step: float) -> Matrix:
-        """What to add to a picture's coefficients so that it carries `bits`, [96]."""
+    @cached_property
+    def pattern(self) -> Matrix:
+        """The sync as a picture, one unit a pixel, [CANVAS, CANVAS]."""
+        canvas = whole(CANVAS)
+        return np.asarray(canvas.T @ self._sync @ canvas, np.float32)
+
+    def change(self, coefficients: Matrix, coded: Bits, step: float) -> Matrix:
+        """What to add to a picture's coefficients so that it carries the `coded` bits, [312]."""
         sums = self._sums(coefficients)
-        offsets = np.where(protect(bits)[self._order], step / 4, -step / 4)
+        offsets = np.where(coded[self._order], step / 4, -step / 4)
         moved = np.rint((sums - offsets) / step) * step + offsets - sums
         change = (self._chip * moved[:, None, :, None]).reshape(coefficients.shape)
         return np.asarray(change + self._sync * max(0.0, _SYNC * step - self.synced(coefficients)), np.float32)
@@ -96,3 +101,9 @@ class Carriers:
     def _sums(self, coefficients: Matrix) -> Matrix:
         cells = coefficients.reshape(CELLS, WAVES, CELLS, WAVES) * self._chip
         return np.asarray(cells.sum(axis=(1, 3)), np.float32)
+
+
+@cache
+def carriers() -> Carriers:
+    """The layout, made once: it holds nothing of a clip."""
+    return Carriers()

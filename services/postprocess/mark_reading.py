@@ -14,7 +14,7 @@ import numpy as np
 
 from services.postprocess.frames import Pixels
 from services.postprocess.mark_basis import Matrix, reduced
-from services.postprocess.mark_carriers import STEPS, Carriers, Chips
+from services.postprocess.mark_carriers import STEPS, Carriers, Chips, carriers
 from services.postprocess.mark_code import BITS, Sums, identify
 from services.postprocess.mark_place import Place, cropped_places, refined
 
@@ -76,15 +76,15 @@ def read_mark(frames: Iterable[Pixels]) -> Reading:
     The first picture is looked at most closely, and should be one that its encoder coded by itself. Where it is read as
     a whole picture, no crop is looked for.
     """
-    carriers = Carriers()
+    layout = carriers()
     lumas = (reduced(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)) for picture in frames)
     first = next(lumas, None)
     if first is None:
         raise ValueError("there are no pictures to read")
-    hearings = [_Hearing(first, carriers, Place(), carriers.sureness(Place().coefficients(first)))]
-    if all(identify(carriers.bits(values)) is None for values in hearings[0].alone):
-        for certainty, place in cropped_places(first, carriers, _TRIED):
-            hearings.append(_Hearing(first, carriers, refined(first, carriers, place), certainty))
+    hearings = [_Hearing(first, layout, Place(), layout.sureness(Place().coefficients(first)))]
+    if all(identify(layout.bits(values)) is None for values in hearings[0].alone):
+        for certainty, place in cropped_places(first, layout, _TRIED):
+            hearings.append(_Hearing(first, layout, refined(first, layout, place), certainty))
     for luma in lumas:
         for hearing in hearings:
             hearing.take(luma)

@@ -1,8 +1,8 @@
-import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,12 +39,10 @@ def _vae_task(latent_space: LatentSpace, _: Sampler) -> Task:
     return VaeTask(latent_space, size=32, frames=5, steps=4, batch=1, lr=1e-3, decay=0.5, seed=3, device="cpu")
 
 
-def _expert_task(part: str, *, siblings: bool = False) -> Callable[[LatentSpace, Sampler], Task]:
-    def build(latent_space: LatentSpace, sampler: Sampler) -> Task:
+def _expert_task(part: str, **changes: Any) -> Callable[[LatentSpace, Sampler], ExpertTask]:
+    def build(latent_space: LatentSpace, sampler: Sampler) -> ExpertTask:
         return ExpertTask(
             part=part,
-            lowest_sigma=0.5 if siblings else 0.0,
-            siblings=siblings,
             tokenizer=sampler.tokenizer,
             text_encoder=sampler.text_encoder,
             latent_space=latent_space,
@@ -52,12 +50,12 @@ def _expert_task(part: str, *, siblings: bool = False) -> Callable[[LatentSpace,
             size=32,
             frames=5,
             steps=4,
-            batch=2,
             lr=1e-3,
             warm_up=2,
             decay=0.5,
             seed=3,
             device="cpu",
+            **{"batch": 2, **changes},
         )
 
     return build
@@ -93,7 +91,7 @@ def _distill_task(part: str) -> Callable[[LatentSpace, Sampler], Task]:
         _expert_task("base"),
         _expert_task("high"),
         _expert_task("low"),
-        _expert_task("low", siblings=True),
+        _expert_task("low", siblings=True, lowest_sigma=0.5),
         _distill_task("high"),
         _distill_task("low"),
     ],
@@ -135,28 +133,12 @@ def test_each_expert_sees_only_its_side_of_the_boundary() -> None:
 def test_a_training_beside_siblings_takes_an_even_number_of_clips_above_its_lowest_noise(
     sampler: Sampler, latent_space: LatentSpace
 ) -> None:
-    build = functools.partial(
-        ExpertTask,
-        part="low",
-        tokenizer=sampler.tokenizer,
-        text_encoder=sampler.text_encoder,
-        latent_space=latent_space,
-        mixture=Mixture(),
-        size=32,
-        frames=5,
-        steps=4,
-        lr=1e-3,
-        warm_up=2,
-        decay=0.5,
-        seed=3,
-        device="cpu",
-    )
-    task = build(siblings=True, lowest_sigma=0.5, batch=4)
+    task = _expert_task("low", siblings=True, lowest_sigma=0.5, batch=4)(latent_space, sampler)
     assert (task.lowest, task.highest) == (unshift(0.5), unshift(0.875))
     with pytest.raises(ValueError, match="batch: must be even"):
-        build(siblings=True, batch=3)
+        _expert_task("low", siblings=True, batch=3)(latent_space, sampler)
     with pytest.raises(ValueError, match=r"lowest_sigma: must be below 0\.875"):
-        build(lowest_sigma=0.9, batch=4)
+        _expert_task("low", lowest_sigma=0.9)(latent_space, sampler)
 
 
 def test_a_sibling_differs_in_one_thing_and_says_so() -> None:

@@ -1,13 +1,24 @@
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from models.untrained import write_untrained
+from rushes.v1 import postprocess_pb2_grpc
+from services.chassis.channels import open_channel
+from services.chassis.lifecycle import run_server
+from services.postprocess.config import PostprocessConfig
 from services.postprocess.frames import Pixels
+from services.postprocess.service import open_postprocess
+from tests.postprocess.calls import Service
 
+OpenService = Callable[..., AbstractAsyncContextManager[Service]]
 WAN21 = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 EMBEDDED = {
     "base_dim": 8,
@@ -52,3 +63,22 @@ def moving_square() -> Callable[..., Pixels]:
         return frames
 
     return draw
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_untrained(tmp_path_factory.mktemp("models") / "untrained")
+
+
+@pytest.fixture
+def postprocess(model: Path) -> OpenService:
+    @asynccontextmanager
+    async def serve(**settings: object) -> AsyncIterator[Service]:
+        config = PostprocessConfig(model=model, device="cpu", **settings)
+        async with (
+            run_server(config, "postprocess", partial(open_postprocess, config)) as running,
+            open_channel(running.address) as channel,
+        ):
+            yield Service(stub=postprocess_pb2_grpc.PostprocessServiceStub(channel), running=running)
+
+    return serve

@@ -53,7 +53,7 @@ def test_a_crop_leaves_the_waves_of_its_own_cells() -> None:
 def test_a_change_moves_no_chip_by_more_than_half_a_step(step: float) -> None:
     carriers = Carriers()
     before = np.random.default_rng(3).normal(0, 60, (len(whole(CANVAS)),) * 2).astype(np.float32)
-    change = carriers.change(before, payload(9), step)
+    change = carriers.change(before, protect(payload(9)), step)
     after = carriers.chips(before + change, Place().seen(), step)
 
     assert after.agreement == pytest.approx(1, abs=1e-3)
@@ -65,7 +65,7 @@ def test_a_change_moves_no_chip_by_more_than_half_a_step(step: float) -> None:
 def test_a_crop_is_found_to_a_fraction_of_a_unit() -> None:
     carriers = Carriers()
     noise = np.random.default_rng(4).normal(0, 4, (480, 512)).astype(np.float32)
-    change = carriers.change(whole(480) @ noise @ whole(512).T, payload(11), STEPS[0])
+    change = carriers.change(whole(480) @ noise @ whole(512).T, protect(payload(11)), STEPS[0])
     marked = noise + synthesis(480) @ change @ synthesis(512).T
 
     ((sureness, place),) = cropped_places(marked[20:452, 40:501], carriers, 1)

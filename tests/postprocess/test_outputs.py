@@ -4,10 +4,7 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from models.untrained import write_untrained
-from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.channels import open_channel
+from rushes.v1 import finishing_pb2, postprocess_pb2
 from services.chassis.errors import InvalidRequest
-from services.chassis.lifecycle import run_server
 from services.postprocess.codecs import Codec, works
-from services.postprocess.config import PostprocessConfig
 from services.postprocess.orders import plan_rendering
 from services.postprocess.provenance import SOURCE_TYPE, XMP_UUID
-from services.postprocess.service import open_postprocess
-from tests.postprocess.calls import Clip, Service, draw_latents, refusal, render, render_requests, start_request
+from tests.postprocess.calls import Clip, draw_latents, refusal, render, render_requests, start_request
+from tests.postprocess.conftest import OpenService
 
-OpenService = Callable[..., AbstractAsyncContextManager[Service]]
 VIDEO = postprocess_pb2.ARTIFACT_KIND_VIDEO
 HLS = postprocess_pb2.ARTIFACT_KIND_HLS
 SPRITE = postprocess_pb2.ARTIFACT_KIND_SPRITE
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture
-def postprocess(model: Path) -> OpenService:
-    @asynccontextmanager
-    async def serve(**settings: object) -> AsyncIterator[Service]:
-        config = PostprocessConfig(model=model, device="cpu", **settings)
-        async with (
-            run_server(config, "postprocess", partial(open_postprocess, config)) as running,
-            open_channel(running.address) as channel,
-        ):
-            yield Service(stub=postprocess_pb2_grpc.PostprocessServiceStub(channel), running=running)
-
-    return serve
 
 
 def boxes(data: bytes) -> list[str]:

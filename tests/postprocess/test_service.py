@@ -2,9 +2,6 @@ import asyncio
 import hashlib
 import io
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,23 +12,15 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from models.untrained import write_untrained
-from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.channels import open_channel
+from rushes.v1 import finishing_pb2, postprocess_pb2
 from services.chassis.errors import (
-    Exhausted,
     FailedPrecondition,
     RushesError,
-    Unavailable,
     from_rpc_error,
 )
-from services.chassis.lifecycle import run_server
-from services.postprocess.config import PostprocessConfig
 from services.postprocess.frames import Pixels
 from services.postprocess.mark_reading import read_mark
-from services.postprocess.service import open_postprocess
 from tests.postprocess.calls import (
-    Clip,
     Requests,
     Service,
     draw_latents,
@@ -40,27 +29,7 @@ from tests.postprocess.calls import (
     render,
     render_requests,
 )
-
-OpenService = Callable[..., AbstractAsyncContextManager[Service]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture
-def postprocess(model: Path) -> OpenService:
-    @asynccontextmanager
-    async def serve(**settings: object) -> AsyncIterator[Service]:
-        config = PostprocessConfig(model=model, device="cpu", **settings)
-        async with (
-            run_server(config, "postprocess", partial(open_postprocess, config)) as running,
-            open_channel(running.address) as channel,
-        ):
-            yield Service(stub=postprocess_pb2_grpc.PostprocessServiceStub(channel), running=running)
-
-    return serve
+from tests.postprocess.conftest import OpenService
 
 
 async def test_latents_become_a_clip_with_stills_and_a_result(postprocess: OpenService) -> None:
@@ -323,77 +292,6 @@ async def test_latents_that_overflow_the_decoder_end_the_call_naming_stage_and_f
         "threshold": "0",
     }
     assert clip.result.num_frames == 1
-
-
-async def test_a_call_without_a_free_slot_is_refused_at_once(postprocess: OpenService) -> None:
-    requests = render_requests(draw_latents(9))
-    async with postprocess(slots=1, retry_after_seconds=7) as service:
-        first = service.stub.Render()
-        await first.write(requests[0])
-        await first.wait_for_connection()
-        refused = await _refused_when_busy(service, requests)
-        for request in requests[1:]:
-            await first.write(request)
-        await first.done_writing()
-        answers = [response.WhichOneof("message") async for response in first]
-
-    assert isinstance(refused, Exhausted)
-    assert refused.retry_after_seconds == 7
-    assert answers[-1] == "result"
-
-
-async def _refused_when_busy(service: Service, requests: Requests) -> RushesError:
-    """The refusal of a call, as soon as the call before it has arrived."""
-    while True:
-        try:
-            await render(service, requests)
-        except grpc.aio.AioRpcError as refused:
-            return from_rpc_error(refused)
-
-
-async def _render_when_free(service: Service, requests: Requests) -> Clip:
-    """The clip, as soon as the service does not refuse it for want of a slot."""
-    while True:
-        try:
-            return await render(service, requests)
-        except grpc.aio.AioRpcError as refused:
-            if refused.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            await asyncio.sleep(0.01)
-
-
-async def test_cancelling_stops_the_work_and_frees_the_slot(postprocess: OpenService) -> None:
-    async with postprocess(slots=1) as service:
-        call = service.stub.Render(iter(render_requests(draw_latents(81, width=256, height=256))))
-        async for response in call:
-            if response.HasField("progress"):
-                break
-        assert response.progress.frames_decoded < 9
-        call.cancel()
-        clip = await _render_when_free(service, render_requests(draw_latents(1)))
-
-    assert clip.result.num_frames == 1
-
-
-async def test_a_deadline_ends_the_call(postprocess: OpenService) -> None:
-    async with postprocess(slots=1) as service:
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async for _ in service.stub.Render(
-                iter(render_requests(draw_latents(81, width=256, height=256))), timeout=0.4
-            ):
-                pass
-        clip = await _render_when_free(service, render_requests(draw_latents(1)))
-
-    assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert clip.result.num_frames == 1
-
-
-async def test_a_draining_service_takes_no_new_work(postprocess: OpenService) -> None:
-    async with postprocess() as service:
-        service.running.draining.set()
-        refused = await refusal(service, render_requests(draw_latents(1)))
-
-    assert isinstance(refused, Unavailable)
 
 
 async def test_the_service_describes_itself(postprocess: OpenService) -> None:

@@ -5,10 +5,7 @@ import io
 import json
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +16,30 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from models.untrained import write_untrained
-from rushes.v1 import finishing_pb2, postprocess_pb2, postprocess_pb2_grpc
-from services.chassis.channels import open_channel
+from rushes.v1 import finishing_pb2, postprocess_pb2
 from services.chassis.errors import FailedPrecondition, from_rpc_error
-from services.chassis.lifecycle import run_server
 from services.postprocess.c2pa_settings import library_settings
-from services.postprocess.config import PostprocessConfig
 from services.postprocess.credentials import CredentialsRefused, load_credentials
 from services.postprocess.development import development_files
 from services.postprocess.provenance import SOURCE_TYPE
-from services.postprocess.service import open_postprocess
 from services.postprocess.signing import Signer
 from tests.postprocess.calls import Clip, Service, draw_latents, render, render_requests
 from tests.postprocess.certificates import KEYS, Files, issue
+from tests.postprocess.conftest import OpenService
 
 VIDEO = postprocess_pb2.ARTIFACT_KIND_VIDEO
 ANIMATED = [postprocess_pb2.ARTIFACT_KIND_GIF, postprocess_pb2.ARTIFACT_KIND_ANIMATED_WEBP]
 MAKING = postprocess_pb2.Making(seed=2**62 + 1, settings_sha256="5a" * 32)
-OpenService = Callable[..., AbstractAsyncContextManager[Service]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained(tmp_path_factory.mktemp("models") / "untrained")
-
-
-@pytest.fixture
-def postprocess(model: Path) -> OpenService:
-    @asynccontextmanager
-    async def serve(files: Any = None, **settings: object) -> AsyncIterator[Service]:
-        if files is not None:
-            settings |= {"c2pa_certificate": files.certificate, "c2pa_key": files.key}
-        config = PostprocessConfig(model=model, device="cpu", **settings)
-        async with (
-            run_server(config, "postprocess", partial(open_postprocess, config)) as running,
-            open_channel(running.address) as channel,
-        ):
-            yield Service(stub=postprocess_pb2_grpc.PostprocessServiceStub(channel), running=running)
-
-    return serve
 
 
 @pytest.fixture
 def operator(tmp_path: Path) -> Files:
     return issue(tmp_path / "operator")
+
+
+def signed_by(files: Files) -> dict[str, object]:
+    """The settings of a service that signs by these."""
+    return {"c2pa_certificate": files.certificate, "c2pa_key": files.key}
 
 
 def read(data: bytes, content_type: str = "video/mp4", anchor: Path | None = None) -> dict[str, Any]:
@@ -89,7 +65,7 @@ async def make(service: Service, **fields: object) -> Clip:
 async def test_the_finished_mp4_carries_a_manifest_that_says_how_it_was_made(
     postprocess: OpenService, operator: Files
 ) -> None:
-    async with postprocess(operator, content_producer="Studio") as service:
+    async with postprocess(**signed_by(operator), content_producer="Studio") as service:
         described = await service.stub.DescribePostprocess(postprocess_pb2.DescribePostprocessRequest())
         finish = finishing_pb2.FinishPlan(watermark_id=0xABC)
         clip = await make(service, making=MAKING, finish=finish, generation_id="one")
@@ -122,7 +98,7 @@ async def test_the_finished_mp4_carries_a_manifest_that_says_how_it_was_made(
 
 
 async def test_the_prompt_is_told_only_where_it_is_asked_for(postprocess: OpenService, operator: Files) -> None:
-    async with postprocess(operator) as service:
+    async with postprocess(**signed_by(operator)) as service:
         silent = await make(service, making=MAKING)
         telling = await make(service, making=postprocess_pb2.Making(prompt="a red circle"))
 
@@ -133,7 +109,7 @@ async def test_the_prompt_is_told_only_where_it_is_asked_for(postprocess: OpenSe
 async def test_players_take_the_signed_file_and_its_packets_are_those_of_the_fragments(
     postprocess: OpenService, operator: Files, tmp_path: Path
 ) -> None:
-    async with postprocess(operator) as service:
+    async with postprocess(**signed_by(operator)) as service:
         clip = await make(service)
 
     data = clip.files()["clip.mp4"]
@@ -165,7 +141,7 @@ def boxes(data: bytes) -> list[str]:
 async def test_a_byte_that_changes_breaks_the_manifest_wherever_it_lies(
     postprocess: OpenService, operator: Files
 ) -> None:
-    async with postprocess(operator) as service:
+    async with postprocess(**signed_by(operator)) as service:
         data = (await make(service)).files()["clip.mp4"]
 
     assert failures(read(data)) == {"signingCredential.untrusted"}
@@ -184,7 +160,7 @@ async def test_a_byte_that_changes_breaks_the_manifest_wherever_it_lies(
 @pytest.mark.parametrize("algorithm", KEYS)
 async def test_every_kind_of_key_signs(postprocess: OpenService, tmp_path: Path, algorithm: str) -> None:
     files = issue(tmp_path, algorithm=algorithm)
-    async with postprocess(files) as service:
+    async with postprocess(**signed_by(files)) as service:
         clip = await make(service)
 
     said = read(clip.files()["clip.mp4"], anchor=files.anchor)
@@ -197,7 +173,7 @@ async def test_animated_pictures_are_signed_and_what_cannot_be_is_left_as_it_is(
 ) -> None:
     video = postprocess_pb2.VideoSettings(codec=postprocess_pb2.VIDEO_CODEC_VP9)
     wanted = [VIDEO, *ANIMATED, postprocess_pb2.ARTIFACT_KIND_HLS]
-    async with postprocess(operator) as service:
+    async with postprocess(**signed_by(operator)) as service:
         files = (await make(service, artifacts=wanted, video=video)).files()
     async with postprocess() as service:
         plain = (await make(service, artifacts=wanted, video=video)).files()
@@ -227,7 +203,7 @@ async def test_the_development_certificate_is_named_in_the_manifest_and_trusted_
     postprocess: OpenService, tmp_path: Path, operator: Files
 ) -> None:
     files = development_files(tmp_path / "c2pa")
-    async with postprocess(files) as service:
+    async with postprocess(**signed_by(files)) as service:
         described = await service.stub.DescribePostprocess(postprocess_pb2.DescribePostprocessRequest())
         data = (await make(service)).files()["clip.mp4"]
 
@@ -247,7 +223,7 @@ async def test_a_certificate_that_expires_while_the_service_runs_ends_the_work_w
     credentials = load_credentials(files.certificate, files.key, None, now=now)
     signer = Signer(credentials, clock=lambda: now + timedelta(days=2))
     monkeypatch.setattr("services.postprocess.service.open_signer", lambda _config: signer)
-    async with postprocess(files) as service:
+    async with postprocess(**signed_by(files)) as service:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await make(service)
 

@@ -100,7 +100,7 @@ class ExpertTask:
         self.latent_space = latent_space.to(device)
         self.mixture, self.size, self.frames = mixture, size, frames
         self.steps, self.batch, self.lr, self.warm_up, self.decay = steps, batch, lr, warm_up, decay
-        self.siblings = siblings
+        self.family = 2 if siblings else 1
         self.seed, self.device = seed, device
         self.model = build_expert().to(device)
         self.modules: dict[str, torch.nn.Module] = {"model": self.model}
@@ -116,10 +116,9 @@ class ExpertTask:
         """Mean squared error of the velocity over fresh clips, noise levels stratified within the batch."""
         numbers, noise_generator = generators(self.seed, step)
         clips, texts = self._draw(numbers, step)
-        family = 2 if self.siblings else 1
-        families = self.batch // family
+        families = self.batch // self.family
         strata = (torch.arange(families) + torch.rand(families, generator=noise_generator)) / families
-        u = (self.lowest + (self.highest - self.lowest) * strata).repeat_interleave(family)
+        u = (self.lowest + (self.highest - self.lowest) * strata).repeat_interleave(self.family)
         sigma = (FLOW_SHIFT * u / (1.0 + (FLOW_SHIFT - 1.0) * u)).to(self.device)
         with torch.no_grad():
             signals = [
@@ -128,7 +127,7 @@ class ExpertTask:
             clean = self.latent_space.encode(torch.stack(signals).to(self.device))
             prompts = encode(self.text_encoder, self.tokenizer, texts, self.device)
         noise = torch.randn((families, *clean.shape[1:]), generator=noise_generator).to(self.device)
-        noise = noise.repeat_interleave(family, 0)
+        noise = noise.repeat_interleave(self.family, 0)
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1.0 - level) * clean + level * noise
         short = multiplies_in_bfloat16(self.device)
@@ -144,15 +143,15 @@ class ExpertTask:
         """Clips and their captions. Siblings follow each other, and their captions are worded alike."""
         clips: list[Clip] = []
         texts: list[str] = []
-        for index in range(self.batch // 2 if self.siblings else self.batch):
+        for index in range(self.batch // self.family):
             clip, words = draw_clip(numbers, self.mixture), numbers
             family = [clip]
-            if self.siblings:
+            if self.family > 1:
                 family.append(draw_sibling(numbers, clip))
-                wording = int(numbers.integers(2**62))
+                words = np.random.default_rng(numbers.integers(2**62))
+            wording = words.bit_generator.state
             for relative in family:
-                if self.siblings:
-                    words = np.random.default_rng(wording)
+                words.bit_generator.state = wording
                 caption = draw_caption(words, relative, LANGUAGES[(step + index) % 3], partial=_PARTIAL)
                 texts.append("" if words.random() < _DROPOUT else caption.text)
                 clips.append(relative)

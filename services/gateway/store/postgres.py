@@ -136,8 +136,7 @@ def _outages_named(driver: asyncpg.Connection, sql: str) -> Iterator[None]:
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as failed:
-        state = getattr(failed, "sqlstate", None) or ""
-        if not driver.is_closed() and not isinstance(failed, OSError) and not state.startswith(OUTAGES):
+        if not driver.is_closed() and not isinstance(failed, OSError) and not _passing(failed):
             raise
         raise OperationalError(sql, None, failed) from failed
 
@@ -248,6 +247,11 @@ def _outage(context: ExceptionContext) -> Exception | None:
     cause = context.original_exception
     if not isinstance(cause, Exception):  # A cancelled statement takes its connection with it, and stays cancelled.
         return None
-    if not context.is_disconnect and not (getattr(cause, "sqlstate", None) or "").startswith(OUTAGES):
+    if not context.is_disconnect and not _passing(cause):
         return None
     return OperationalError(context.statement, context.parameters, cause, connection_invalidated=context.is_disconnect)
+
+
+def _passing(error: Exception) -> bool:
+    """Whether its SQLSTATE is one of an outage."""
+    return (getattr(error, "sqlstate", None) or "").startswith(OUTAGES)

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
+import structlog
 from sqlalchemy import Executable, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, CursorResult, Engine
@@ -21,8 +23,6 @@ BUSY_POLL_SECONDS = 0.005
 CHECKPOINT_SECONDS = 5.0
 LONG_LOG_PAGES = 16384
 """From so many pages on, 64 MiB, the write-ahead log is folded to its end and emptied."""
-FOLD_MILLISECONDS = 50
-"""For so long that waits for readers, and for writers of other processes; then it is tried again later."""
 CACHE_KIB = 400
 LISTEN_SECONDS = 0.025
 """How often a SQLite file is looked at for what other processes have written."""
@@ -124,21 +124,13 @@ class SqliteDatabase:
         """
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            if await asyncio.to_thread(self._fold, "PASSIVE") > LONG_LOG_PAGES:
-                async with self._turn:
-                    await asyncio.to_thread(self._fold, "TRUNCATE")
-
-    def _fold(self, mode: str) -> int:
-        """Fold what can be folded; how many pages the log has."""
-        with self._reader.connect() as connection:
-            connection.rollback()
-            log: Any = connection.connection.dbapi_connection
-            log.execute(f"PRAGMA busy_timeout = {FOLD_MILLISECONDS}")
             try:
-                _busy, pages, _folded = log.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-            finally:
-                log.execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
-        return int(pages)
+                if await asyncio.to_thread(_fold, self._reader, "PASSIVE") > LONG_LOG_PAGES:
+                    async with self._turn:
+                        # A reader that is in the log at this moment leaves it as it is until the next time.
+                        await asyncio.to_thread(_fold, self._writer, "TRUNCATE")
+            except sqlite3.OperationalError as failed:  # no room on the disk, perhaps
+                structlog.get_logger().warning("log.retry", error=str(failed))
 
     @contextlib.asynccontextmanager
     async def _begun(self) -> AsyncIterator[sqlalchemy.Connection]:
@@ -184,6 +176,18 @@ async def open_sqlite(url: URL) -> AsyncIterator[SqliteDatabase]:
         await asyncio.wait(tasks)
         reader.dispose()
         writer.dispose()
+
+
+def _fold(engine: Engine, mode: str) -> int:
+    """Fold what can be folded of the write-ahead log; how many pages it has."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA wal_checkpoint({mode})")
+        _busy, pages, _folded = cursor.fetchall()[0]
+    finally:
+        connection.close()
+    return int(pages)
 
 
 def _pragmas(*, wait: bool) -> Any:

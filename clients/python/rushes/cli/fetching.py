@@ -15,7 +15,6 @@ KINDS = {
     "webp": ArtifactKind.ARTIFACT_KIND_ANIMATED_WEBP,
     "sprite": ArtifactKind.ARTIFACT_KIND_SPRITE,
 }
-FILES = {"mp4", "webm"}
 
 
 async def fetch_files(client: Client, ended: Generation, recording: Recording, report: Report) -> None:
@@ -26,8 +25,10 @@ async def fetch_files(client: Client, ended: Generation, recording: Recording, r
     video = recording.video or recording.name(ended.spec)
     # The clip that grew was for watching; the finished file has its index in front.
     recording.discard()
-    unsigned = "hls" in recording.formats and not FILES & set(recording.formats)
-    for wanted in ("mp4", *recording.formats) if unsigned else recording.formats:
+    formats = recording.formats
+    if "hls" in formats and KINDS.keys() >= set(formats):
+        formats = ("mp4", *formats)
+    for wanted in formats:
         if wanted not in KINDS:
             await client.download(ended.id, video)
             report.saved("video", video)
