@@ -16,9 +16,9 @@ from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import VideoShape
 from services.model.bundles import to_bundle
+from tests.denoiser.adapter_files import ALPHA, RANK, changed, everything, low_rank, original_layout
 from tests.denoiser.caller import Caller, Outcome
 from tests.denoiser.conftest import Serve
-from tests.denoiser.test_adapters import ALPHA, RANK, changed, everything, low_rank, original_layout
 
 SHAPE = VideoShape(width=64, height=64, frames=9)
 PROMPT = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
