@@ -5,13 +5,14 @@ messages to the same clients, which keep the bytes and read them afterwards.
 """
 
 import asyncio
+import gc
 import statistics
 import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -52,6 +53,7 @@ async def crowd(address: str, method: str, request: bytes, *, begin: Callable[[]
     """Delays of every step's event at every watcher, in seconds; `begin` is called once all of them watch."""
     watching = asyncio.Semaphore(0)
     async with AsyncExitStack() as stack:
+        stack.enter_context(_without_collections())
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
@@ -66,6 +68,17 @@ async def crowd(address: str, method: str, request: bytes, *, begin: Callable[[]
                 await watching.acquire()
             begin()
     return [delay for watch in watches for delay in delays_of(watch.result())]
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No rounds of the garbage collector here: each would look like a delay of whoever sends."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def follow(
