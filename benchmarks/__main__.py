@@ -7,7 +7,9 @@ import sys
 
 from benchmarks.publication import publish, table
 
-APART = ("a14b", "gate", "gateway", "guard", "job_store", "scaling", "second_gateway", "step_cache", "watermark")
+SIZED = ("a14b", "a14b_serving", "wan_decoder")
+"""Of full size on a GPU, or small on the CPU."""
+APART = (*SIZED, "gate", "gateway", "guard", "job_store", "scaling", "second_gateway", "step_cache", "watermark")
 """Measured only when they are named, and published under their own names."""
 NAMES = ("denoiser", "stepping", "pools", "postprocess", "quality", "tensor_stream", "relay")
 
@@ -18,7 +20,7 @@ def main() -> None:
     known = f"any of {', '.join(NAMES)}, by default all of these; or {', '.join(APART)}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--repeats", type=int, help="rounds of every case")
-    parser.add_argument("--small", action="store_true", help="a14b at a size for the CPU")
+    parser.add_argument("--small", action="store_true", help=f"{' and '.join(SIZED)} at a size for the CPU")
     arguments = parser.parse_args()
     names = arguments.names or NAMES
     unknown = sorted(set(names) - {*NAMES, *APART})
@@ -28,7 +30,7 @@ def main() -> None:
     reports = []
     for name in names:
         sys.stderr.write(f"{name} ...\n")
-        more = {"small": True} if name == "a14b" and arguments.small else {}
+        more = {"small": True} if name in SIZED and arguments.small else {}
         report = asyncio.run(importlib.import_module(f"benchmarks.{name}").measure(**given, **more))
         sys.stdout.write(table(report) + "\n\n")
         if name in APART:

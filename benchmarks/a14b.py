@@ -2,13 +2,18 @@
 
 `python -m benchmarks a14b` needs a GPU with room for what it measures; `--small` is the same harness at a size for the
 CPU. A step is guided: two evaluations. The floor is their multiplications at the matrix rate measured on the same card.
+The kernel of the self-attention is the one that measures fastest there, as `--attention measure` has it; the eager loop
+of diffusers has its own choice, its compiled one the same kernel.
 """
 
+import gc
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -16,10 +21,15 @@ from accelerate.utils import set_module_tensor_to_device
 from diffusers import WanTransformer3DModel
 
 from benchmarks.measurement import Figure, Report, at_least, at_most
+from services.denoiser import attention
 from services.denoiser.float8 import FLOAT8, to_float8
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import LatentShape, VideoShape
 from services.denoiser.transformer import Transformer
+
+Evaluation: TypeAlias = Callable[[], object]
+Way: TypeAlias = Callable[[VideoShape], list[Evaluation]]
+"""The evaluations of one guided step at a size, ready to run."""
 
 GOOD_SHARE = 0.6
 
@@ -116,109 +126,171 @@ async def measure(repeats: int = 3, *, small: bool = False) -> Report:
     if device.type != "cuda" and not small:
         raise SystemExit("a14b needs an NVIDIA GPU: none is visible. --small runs the same harness on the CPU.")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    module = random_expert(size, device, dtype, seed=0)
-    rate = matrix_rate(size, device, dtype)
     name = str(dtype).removeprefix("torch.")
-    figures = [Figure(name=f"matrix rate, {name}", value=rate / 1e12, unit="TFLOP/s")]
-    samples: dict[str, list[float]] = {}
-    bench = _Bench(size=size, device=device, rate=rate, repeats=repeats, figures=figures, samples=samples)
-    plain = Transformer(module)
-    bench.ours("rushes", plain, floor=True)
-    bench.theirs("diffusers", module)
-    bench.ratios("rushes", "diffusers")
-    other = Transformer(random_expert(size, device, dtype, seed=1))
-    bench.both("both experts resident, in turn", plain, other)
+    bench = Bench(size=size, device=device, rate=matrix_rate(size, device, dtype), repeats=repeats)
+    bench.note(Figure(name=f"matrix rate, {name}", value=bench.rate / 1e12, unit="TFLOP/s"))
+    kernel = bench.kernel(dtype)
+    module = random_expert(size, device, dtype, seed=0)
+    plain = bench.transformer(module, kernel)
+    bench.rounds({"rushes": bench.ours(plain), "diffusers": bench.theirs(module)})
+    exact = bench.velocity(plain)
+    other = bench.transformer(random_expert(size, device, dtype, seed=1), kernel)
+    bench.both(plain, other)
     del other
-    compiled = Transformer(module)
-    compiled.compile_blocks()
-    bench.ours("rushes compiled", compiled, floor=True)
+    plain.compile_blocks()
+    if kernel == "cudnn":
+        # So that the ratio is of what is around the kernel, and not of kernels.
+        module.set_attention_backend("_native_cudnn")
     module.compile_repeated_blocks(dynamic=False)
-    bench.theirs("diffusers compiled", module)
-    bench.ratios("rushes compiled", "diffusers compiled")
+    bench.rounds({"rushes compiled": bench.ours(plain), "diffusers compiled": bench.theirs(module)})
     # The compiled wrappers hold on to the weights that float8 replaces.
-    del compiled, plain, module
+    del plain, module
     torch.compiler.reset()
     module = random_expert(size, device, dtype, seed=0)
-    error = to_float8(module)
-    figures.append(Figure(name="float8: greatest relative error of a layer", value=error, unit="ratio"))
+    bench.note(Figure(name="float8: greatest relative error of a layer", value=to_float8(module), unit="ratio"))
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         eight = matrix_rate(size, device, FLOAT8)
-        figures.append(Figure(name="matrix rate, float8", value=eight / 1e12, unit="TFLOP/s"))
-    bench.ours("rushes float8", Transformer(module), floor=False)
+        bench.note(Figure(name="matrix rate, float8", value=eight / 1e12, unit="TFLOP/s"))
+    small_weights = bench.transformer(module, kernel)
+    small_weights.compile_blocks()
+    bench.rounds({"rushes compiled, float8": bench.ours(small_weights)})
+    error = float((bench.velocity(small_weights) - exact).norm() / exact.norm())
+    bench.note(Figure(name="float8: relative error of a velocity of random weights", value=error, unit="ratio"))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     kind = "small configuration" if small else "full A14B configuration"
-    return Report(title=f"A14B, {kind}, random weights, {name}, {where}", figures=tuple(figures), samples=samples)
+    title = f"A14B, {kind}, random weights, {name}, {where}"
+    return Report(title=title, figures=tuple(bench.figures), samples=bench.samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Bench:
+class Bench:
+    """The figures so far, and what they are measured with; `rate` is the card's in FLOP/s."""
+
     size: Configuration
     device: torch.device
     rate: float
     repeats: int
-    figures: list[Figure]
-    samples: dict[str, list[float]]
+    figures: list[Figure] = field(default_factory=list)
+    samples: dict[str, list[float]] = field(default_factory=dict)
 
-    def ours(self, name: str, transformer: Transformer, *, floor: bool) -> None:
+    def note(self, figure: Figure) -> None:
+        """Keep a figure, and say it: on a card that is lent by the minute the rest may never come."""
+        self.figures.append(figure)
+        sys.stderr.write(f"  {figure.name}: {figure.value:.4g} {figure.unit} {figure.note}\n")
+
+    def kernel(self, dtype: torch.dtype) -> str:
+        """The attention kernel that a denoiser would choose here, told `--attention measure`."""
         for shape in self.size.shapes:
-            latents = shape.latents(transformer.channels)
-            texts = self._texts().split(1)
-            contexts = [transformer.read(text, latents) for text in texts]
-            x = prior(latents, 0).to(self.device)
-            seconds = self._measured(
-                f"{name}, {_called(shape)}", lambda x=x, c=contexts: [transformer(x, 500.0, one) for one in c]
+            tokens = shape.latents(16).tokens
+            timings = attention.measure(
+                attention.present(self.device),
+                heads=self.size.heads,
+                tokens=tokens,
+                head_dim=self.size.head_dim,
+                dtype=dtype,
+                device=self.device,
             )
-            if floor:
-                share = 2 * self.size.flops(latents) / self.rate / seconds
-                title = f"{name}, {_called(shape)}: share of the floor"
-                # The goal is the card's: on the CPU the figure only shows that the harness works.
-                on_card = self.device.type == "cuda"
-                self.figures.append(
-                    at_least(title, share, GOOD_SHARE) if on_card else Figure(name=title, value=share, unit="ratio")
-                )
+            for timing in timings:
+                rate = 4 * tokens**2 * self.size.dim / timing.seconds / 1e12
+                name = f"attention kernel {timing.name}, {called(shape)}"
+                self.note(Figure(name=name, value=rate, unit="TFLOP/s", note=f"relative error {timing.error:.1e}"))
+        return attention.fastest(timings)
 
-    def theirs(self, name: str, module: WanTransformer3DModel) -> None:
-        for shape in self.size.shapes:
+    def transformer(self, module: WanTransformer3DModel, kernel: str) -> Transformer:
+        """The expert with a kernel for its self-attention."""
+        transformer = Transformer(module)
+        transformer.attend = attention.named(kernel, self.device)
+        return transformer
+
+    def ours(self, transformer: Transformer) -> Way:
+        """A guided step as a denoiser takes it: the texts were read before."""
+
+        def evaluations(shape: VideoShape) -> list[Evaluation]:
+            latents = shape.latents(transformer.channels)
+            x = prior(latents, 0).to(self.device)
+            contexts = [transformer.read(text, latents) for text in self._texts().split(1)]
+            return [partial(transformer, x, 500.0, context) for context in contexts]
+
+        return evaluations
+
+    def theirs(self, module: WanTransformer3DModel) -> Way:
+        """A guided step as diffusers' pipeline takes it."""
+
+        def evaluations(shape: VideoShape) -> list[Evaluation]:
             x = prior(shape.latents(16), 0).to(self.device, module.patch_embedding.weight.dtype)
             told = torch.full((1,), 500, device=self.device)
             texts = self._texts().to(x.dtype).split(1)
+            return [torch.no_grad()(partial(module, x, told, text, return_dict=False)) for text in texts]
 
-            @torch.no_grad()
-            def step(x: torch.Tensor = x, told: torch.Tensor = told, texts: Any = texts) -> object:
-                return [module(x, told, text, return_dict=False) for text in texts]
+        return evaluations
 
-            self._measured(f"{name}, {_called(shape)}", step)
+    def velocity(self, transformer: Transformer) -> torch.Tensor:
+        """At the smallest size, for one text, on the CPU."""
+        return torch.as_tensor(self.ours(transformer)(self.size.shapes[0])[0]()).cpu()
 
-    def both(self, name: str, high: Transformer, low: Transformer) -> None:
-        shape = self.size.shapes[0]
-        latents, x = shape.latents(16), prior(shape.latents(16), 0).to(self.device)
-        contexts = [(expert, expert.read(self._texts()[:1], latents)) for expert in (high, low)]
-        self._measured(f"{name}, {_called(shape)}", lambda: [expert(x, 500.0, context) for expert, context in contexts])
+    def both(self, high: Transformer, low: Transformer) -> None:
+        """One text by one expert and the same by the other, both on the device."""
+        experts = [self.ours(expert) for expert in (high, low)]
+        self.rounds(
+            {"both experts resident, in turn": lambda shape: [expert(shape)[0] for expert in experts]},
+            self.size.shapes[:1],
+        )
 
-    def ratios(self, of: str, to: str) -> None:
-        for shape in self.size.shapes:
-            ours, theirs = (statistics.median(self.samples[f"{name}, {_called(shape)}"]) for name in (of, to))
-            self.figures.append(at_most(f"{of} / {to}, {_called(shape)}", ours / theirs, 1.0))
+    def rounds(self, ways: Mapping[str, Way], shapes: Sequence[VideoShape] = ()) -> None:
+        """Time the ways in turn on every size; of the first of ours the share of the floor, to the second the ratio."""
+        for shape in shapes or self.size.shapes:
+            steps = {name: way(shape) for name, way in ways.items()}
+            peaks, firsts = {}, {}
+            for name, (first, *_) in steps.items():
+                self._clear()
+                firsts[name] = _seconds(first, self.device)
+                peaks[name] = torch.cuda.max_memory_allocated(self.device) if self._on_card else 0
+            taken: dict[str, list[float]] = {name: [] for name in steps}
+            # The largest sizes take most of the time, and the card repeats itself within a percent.
+            for _ in range(self.repeats if shape is self.size.shapes[0] else max(1, self.repeats // 2)):
+                for name, evaluations in steps.items():
+                    taken[name].append(_seconds(lambda each=evaluations: [run() for run in each], self.device))
+            for name, seconds in taken.items():
+                self.samples[f"{name}, {called(shape)}"] = seconds
+                memory = f"; peak {peaks[name] / 2**30:.1f} GiB" if self._on_card else ""
+                self.note(
+                    Figure(
+                        name=f"{name}, {called(shape)}: a guided step",
+                        value=statistics.median(seconds),
+                        unit="s",
+                        note=f"first evaluation {firsts[name]:.2f} s{memory}",
+                    )
+                )
+            self._compare(list(taken), shape)
+
+    def _compare(self, names: Sequence[str], shape: VideoShape) -> None:
+        medians = [statistics.median(self.samples[f"{name}, {called(shape)}"]) for name in names]
+        share = 2 * self.size.flops(shape.latents(16)) / self.rate / medians[0]
+        title = f"{names[0]}, {called(shape)}: share of the floor"
+        # The goal is the card's, for its own type: on the CPU the figure only shows that the harness works.
+        held = self._on_card and len(names) > 1
+        self.note(at_least(title, share, GOOD_SHARE) if held else Figure(name=title, value=share, unit="ratio"))
+        for name, seconds in zip(names[1:], medians[1:], strict=True):
+            self.note(at_most(f"{names[0]} / {name}, {called(shape)}", medians[0] / seconds, 1.0))
+
+    @property
+    def _on_card(self) -> bool:
+        return self.device.type == "cuda"
 
     def _texts(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(2)
         return torch.randn(2, self.size.text_length, self.size.text_dim, generator=generator).to(self.device)
 
-    def _measured(self, name: str, step: Callable[[], object]) -> float:
-        on_card = self.device.type == "cuda"
-        if on_card:
+    def _clear(self) -> None:
+        if self._on_card:
+            # What a compiled way held on to would count as the next one's.
+            gc.collect()
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
-        first = _seconds(step, self.device)
-        taken = [_seconds(step, self.device) for _ in range(self.repeats)]
-        self.samples[name] = taken
-        seconds = statistics.median(taken)
-        memory = f"; peak {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if on_card else ""
-        note = f"first {first:.2f} s{memory}"
-        self.figures.append(Figure(name=f"{name}: a guided step", value=seconds, unit="s", note=note))
-        return seconds
 
 
-def _called(shape: VideoShape) -> str:
+def called(shape: VideoShape) -> str:
+    """For example `832x480x81`."""
     return f"{shape.width}x{shape.height}x{shape.frames}"
 
 
@@ -234,4 +306,4 @@ def _seconds(way: Callable[[], object], device: torch.device) -> float:
 
 def described() -> Mapping[str, float]:
     """PFLOP of one evaluation at the full sizes."""
-    return {_called(shape): FULL.flops(shape.latents(16)) / 1e15 for shape in FULL.shapes}
+    return {called(shape): FULL.flops(shape.latents(16)) / 1e15 for shape in FULL.shapes}

@@ -90,7 +90,10 @@ class _Home:
         self._fetched: dict[str, torch.Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
-            self._pinned = {name: p.detach().cpu().pin_memory() for name, p in self._module.named_parameters()}
+            self._pinned = {
+                name: torch.empty_like(p, device="cpu", pin_memory=True).copy_(p)
+                for name, p in self._module.named_parameters()
+            }
             self._stream = torch.cuda.Stream(self._device)
 
     @property

@@ -47,7 +47,8 @@ def serve(untrained: Path) -> Serve:
 
     @asynccontextmanager
     async def served(**settings: Any) -> AsyncIterator[Caller]:
-        config = DenoiserConfig(**{"model": untrained, "listen": "127.0.0.1:0", **settings})
+        # On the CPU, whatever the machine has: what is for a GPU says so.
+        config = DenoiserConfig(**{"model": untrained, "listen": "127.0.0.1:0", "device": "cpu", **settings})
         async with (
             run_server(config, "denoiser", partial(open_denoiser, config)) as running,
             open_channel(running.address) as channel,

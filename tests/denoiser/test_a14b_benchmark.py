@@ -39,9 +39,16 @@ def test_a_bench_measures_both_loops_and_their_ratio() -> None:
     )
     device = torch.device("cpu")
     module = a14b.random_expert(size, device, torch.float32, seed=0)
-    bench = a14b._Bench(size=size, device=device, rate=1e9, repeats=1, figures=[], samples={})
-    bench.ours("rushes", a14b.Transformer(module), floor=True)
-    bench.theirs("diffusers", module)
-    bench.ratios("rushes", "diffusers")
-    assert [figure.unit for figure in bench.figures] == ["s", "ratio", "s", "ratio"]
+    bench = a14b.Bench(size=size, device=device, rate=1e9, repeats=1)
+    bench.rounds({"rushes": bench.ours(a14b.Transformer(module)), "diffusers": bench.theirs(module)})
+    assert [figure.unit for figure in bench.figures] == ["s", "s", "ratio", "ratio"]
     assert all(figure.value > 0 for figure in bench.figures)
+
+
+def test_a_bench_compares_what_is_the_same_velocity() -> None:
+    device, (shape, _) = torch.device("cpu"), a14b.SMALL.shapes
+    module = a14b.random_expert(a14b.SMALL, device, torch.float32, seed=0)
+    bench = a14b.Bench(size=a14b.SMALL, device=device, rate=1e9, repeats=1)
+    for ours, theirs in zip(bench.ours(a14b.Transformer(module))(shape), bench.theirs(module)(shape), strict=True):
+        v, (wanted,) = torch.as_tensor(ours()), theirs()  # type: ignore[misc]  # diffusers' own answer is a tuple
+        assert float((v - wanted).norm() / wanted.norm()) < 1e-5

@@ -1,6 +1,7 @@
 """Kernels, compiled blocks, float8 and hosted blocks: the same velocity by other ways, which are told apart."""
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,9 @@ def test_a_library_that_was_built_for_another_torch_is_left_out(
     (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol')")
     (tmp_path / "sageattention.py").write_text("def sageattn(*_, **__): ...")
     monkeypatch.syspath_prepend(tmp_path)
+    # So that what the import leaves behind is taken back.
+    monkeypatch.setitem(sys.modules, "sageattention", None)
+    monkeypatch.delitem(sys.modules, "sageattention")
     assert attention._imported("flash_attn_interface") is None
     assert attention._imported("no_such_library") is None
     assert attention._imported("sageattention") is not None

@@ -1,5 +1,6 @@
-"""What only a GPU shows: swapped and hosted experts, resumed runs, measured memory; skipped, saying so, without one."""
+"""What only a GPU shows: swapped and hosted experts, resumed and cancelled runs, memory; skipped, saying so, without one."""
 
+import asyncio
 import copy
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from services.denoiser.sampler import prior
 from services.denoiser.shapes import VideoShape
 from services.denoiser.transformer import Transformer
 from services.model.folder import ModelFolder
-from tests.denoiser.caller import STEPS
+from tests.denoiser.caller import STEPS, conditioning, requests, start
 from tests.denoiser.conftest import Serve
+from tests.denoiser.test_service import SLOW
 
 pytestmark = pytest.mark.gpu
 
@@ -45,6 +47,19 @@ def test_experts_that_change_places_compute_what_resident_ones_do(untrained: Pat
         assert torch.equal(velocity(swapped.experts[expert]), wanted[expert])
     assert swapped.residence.swaps == 3
     assert swapped.residence.prefetch_bytes > 0
+
+
+async def test_a_cancel_frees_the_seat_on_the_card(serve: Serve) -> None:
+    text = conditioning()
+    async with serve(device=DEVICE, slots=1) as caller, asyncio.timeout(60):
+        call = caller.stub.Denoise(requests(start(text, **SLOW), text))
+        async for response in call:
+            if response.HasField("step"):
+                break
+        call.cancel()
+        while (await caller.describe()).memory.reserved_bytes:  # noqa: ASYNC110  (asked over the wire)
+            await asyncio.sleep(0.01)
+        assert len((await caller.denoise()).steps) == STEPS
 
 
 def test_hosted_blocks_compute_what_resident_ones_do(untrained: Path) -> None:
