@@ -1,11 +1,12 @@
-"""The harness of the A14B benchmark: its arithmetic, and a run of it at a size for the CPU."""
+"""The harnesses of the A14B benchmarks: their arithmetic, and runs of them at sizes for the CPU."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import a14b
+from benchmarks import a14b, a14b_serving
 from services.denoiser.shapes import VideoShape
 
 
@@ -52,3 +53,11 @@ def test_a_bench_compares_what_is_the_same_velocity() -> None:
     for ours, theirs in zip(bench.ours(a14b.Transformer(module))(shape), bench.theirs(module)(shape), strict=True):
         v, (wanted,) = torch.as_tensor(ours()), theirs()  # type: ignore[misc]  # diffusers' own answer is a tuple
         assert float((v - wanted).norm() / wanted.norm()) < 1e-5
+
+
+async def test_a_caller_measures_a_run_a_cancel_and_a_preemption_of_swapped_experts(untrained: Path) -> None:
+    async with a14b_serving.open_bench(untrained, a14b_serving.SMALL) as bench:
+        assert 0 < await bench.gaps() < 1
+        assert await bench.cancelled_after() > 0
+        assert await bench.preempted_after() in range(4)
+        assert (await bench.described()).residency.swaps > 0
