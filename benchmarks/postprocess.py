@@ -52,7 +52,7 @@ class Bench:
         vae = load_module(
             ModelFolder(EMBEDDED_MODEL).component("vae"), AutoencoderKLWan, torch.float32, torch.device("cpu")
         )
-        return cls(decoder=WanDecoder(vae, tile_size=0, tile_overlap=96))
+        return cls(decoder=WanDecoder(vae))
 
     def rendering(self, frames: int) -> Rendering:
         """The opened chain for a clip of so many frames."""

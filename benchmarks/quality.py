@@ -19,6 +19,7 @@ from services.model.folder import ModelFolder
 from services.postprocess.decode import WanDecoder
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.interpolate import Interpolator
+from services.postprocess.tiling import FixedTiles
 from services.postprocess.upscale import LanczosUpscaler, LoadedNetwork, NetworkUpscaler, load_upscalers
 
 _SEED: Final = 99
@@ -107,7 +108,7 @@ def _decoder_seam(vae: AutoencoderKLWan) -> float:
     mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     latents = (encoded - mean) / std
     whole = torch.cat(list(WanDecoder(vae).stream(latents)), 1)
-    tiled = torch.cat(list(WanDecoder(vae, tile_size=160, tile_overlap=96).stream(latents)), 1)
+    tiled = torch.cat(list(WanDecoder(vae, FixedTiles(size=20, overlap=12)).stream(latents)), 1)
     return float((tiled - whole).abs().max()) * 127.5
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.measurement import Figure, Report, at_most
 from services.denoiser.shapes import VideoShape
 from services.postprocess.decode import WanDecoder, decode_frames, to_pixels
+from services.postprocess.tiling import FixedTiles
 
 TILE = 512
 
@@ -59,7 +60,7 @@ class Bench:
 
     def stream(self, name: str, tile: int, latents: torch.Tensor) -> Callable[[], None]:
         """Latent frame by latent frame, as the service decodes."""
-        decoder = WanDecoder(self.vae, tile_size=tile)
+        decoder = WanDecoder(self.vae, FixedTiles(size=tile // 8))
 
         def decode() -> None:
             begun = time.perf_counter()

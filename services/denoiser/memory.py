@@ -5,20 +5,17 @@ values of its text, the residuals of a step cache and its adapters: all that cou
 """
 
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from services.denoiser.pool import ExpertPool
 from services.denoiser.sampler import prior
 from services.denoiser.shapes import LatentShape, VideoShape
 from services.denoiser.step_scheduler import Footprint
 from services.denoiser.transformer import Context
+from services.model.allocations import spent_by
 
 _STATE_TENSORS = 4
 _FILE = "memory.json"
@@ -93,8 +90,7 @@ class MemoryBook:
 def footprint_of(pool: ExpertPool, latents: LatentShape, *, batched: bool) -> Footprint:
     """Bytes of reading two prompts and of one guided evaluation on `latents`, beside the weights.
 
-    `held` is what stays for the next evaluation, `peak` what it takes beside that. On CUDA they are the allocator's own
-    figures; on the CPU the sum of the tensors that are alive at once.
+    `held` is what stays for the next evaluation, `peak` what it takes beside that.
     """
     expert = pool.first
     text = torch.zeros(2, pool.manifest.text.max_length, expert.text_dim)
@@ -107,59 +103,5 @@ def footprint_of(pool: ExpertPool, latents: LatentShape, *, batched: bool) -> Fo
         return contexts
 
     expert.bring_in()
-    if pool.device.type != "cuda":
-        with _Allocations() as allocations:
-            contexts = evaluate()
-        peak, held = allocations.peak, allocations.live
-    else:
-        torch.cuda.synchronize(pool.device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(pool.device)
-        before = torch.cuda.memory_allocated(pool.device)
-        contexts = evaluate()
-        torch.cuda.synchronize(pool.device)
-        held = torch.cuda.memory_allocated(pool.device) - before
-        peak = torch.cuda.max_memory_allocated(pool.device) - before
-    del contexts
-    return Footprint(peak=peak - held, held=held)
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of the storages that live tensors made in the block refer to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._references: dict[int, int] = {}
-        self._seen: set[int] = set()
-        self.live = 0
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Views of what was there before, such as the weights, are nothing new.
-        before = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_real(leaf)}
-        before -= {pointer for pointer, count in self._references.items() if count}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if _is_real(leaf) and id(leaf) not in self._seen and leaf.untyped_storage().data_ptr() not in before:
-                self._note(leaf)
-        return result
-
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        pointer, size = storage.data_ptr(), storage.nbytes()
-        self._seen.add(id(tensor))
-        if not self._references.get(pointer):
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        self._references[pointer] = self._references.get(pointer, 0) + 1
-        weakref.finalize(tensor, self._forget, id(tensor), pointer, size)
-
-    def _forget(self, identity: int, pointer: int, size: int) -> None:
-        self._seen.discard(identity)
-        self._references[pointer] -= 1
-        if not self._references[pointer]:
-            self.live -= size
-
-
-def _is_real(leaf: object) -> bool:
-    return isinstance(leaf, torch.Tensor) and not leaf.is_meta
+    spent = spent_by(evaluate, pool.device)
+    return Footprint(peak=spent.peak - spent.held, held=spent.held)

@@ -1,11 +1,13 @@
 """What the postprocess service can be told."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from services.model.config import ModelServiceConfig
+
+TileEdge = Annotated[int, Field(ge=0, le=8192, multiple_of=16)]
 
 
 class PostprocessConfig(ModelServiceConfig):
@@ -25,14 +27,18 @@ class PostprocessConfig(ModelServiceConfig):
     retry_after_seconds: float = Field(
         2.0, gt=0, le=3600, description="when a caller that finds every slot taken is told to come back"
     )
-    tile_size: int = Field(
-        0,
-        ge=0,
-        le=8192,
-        multiple_of=16,
-        description="longest edge of a decoder tile in pixels; 0 decodes whole pictures",
+    tile_size: Literal["auto"] | TileEdge = Field(
+        "auto",
+        description="longest edge of a decoder tile in pixels, 0 for whole pictures; auto takes whole pictures or the"
+        " largest tiles that the memory for decoding allows",
     )
     tile_overlap: int = Field(96, ge=0, le=1024, multiple_of=8, description="least overlap of two tiles in pixels")
+    decode_memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="memory for the decoding of all slots, which auto tiles go by; if unset, what is free on a GPU"
+        " after loading, and not counted on the CPU",
+    )
     hardware_encoder: bool = Field(
         True, description="encode by NVENC where an encoder opens; its bytes may differ from run to run"
     )

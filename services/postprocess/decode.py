@@ -6,7 +6,7 @@ nothing leaves before the last frame (Wan2.2 `wan/modules/vae2_1.py`; diffusers 
 
 from collections.abc import Generator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import nn
 
+from services.model.allocations import spent_by
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.tiles import Mosaic
+from services.postprocess.tiling import Appetite, FixedTiles, Tiling
 
 FRAMES_PER_LATENT = 4
 """Pictures that every latent frame but the first gives; the first gives one."""
+WHOLE: Final = FixedTiles()
+_MEASURED_CELLS: Final = 32
+_MEASURED_FRAMES: Final = 3
+"""From the third latent frame on the cache is full."""
 
 
 class NotFinite(Exception):
@@ -32,17 +38,16 @@ class NotFinite(Exception):
 class WanDecoder:
     """The decoder of a loaded `AutoencoderKLWan`; it holds weights and no state of any clip.
 
-    Tiles, where `tile_size` (in pixels) asks for them, are decoded time-major: all tiles of one latent frame, each with
-    a cache of its own, are blended into a chunk before the next latent frame is touched.
+    Tiles, where `tiling` asks for them, are decoded time-major: all tiles of one latent frame, each with a cache of its
+    own, are blended into a chunk before the next latent frame is touched.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, *, tile_size: int = 0, tile_overlap: int = 96) -> None:
+    def __init__(self, vae: AutoencoderKLWan, tiling: Tiling = WHOLE) -> None:
         config = vae.config
         self._vae = vae
         self._patch: int | None = config.patch_size
-        self._scale = int(config.scale_factor_spatial)
-        self._tile = tile_size // self._scale
-        self._overlap = tile_overlap // self._scale
+        self.scale = int(config.scale_factor_spatial)
+        self.tiling = tiling
         self._caches = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         weight = next(vae.parameters())
         self.device, self.dtype = weight.device, weight.dtype
@@ -58,21 +63,23 @@ class WanDecoder:
         """The shape [C, T, h, w] of the latents of a clip. Raises `ValueError` for a size that has none."""
         if num_frames < 1 or (num_frames - 1) % FRAMES_PER_LATENT:
             raise ValueError(f"num_frames must be {FRAMES_PER_LATENT}k + 1, not {num_frames}")
-        if min(width, height) < self._scale or width % self._scale or height % self._scale:
-            raise ValueError(f"width and height must be multiples of {self._scale}, not {width}x{height}")
+        if min(width, height) < self.scale or width % self.scale or height % self.scale:
+            raise ValueError(f"width and height must be multiples of {self.scale}, not {width}x{height}")
         frames = (num_frames - 1) // FRAMES_PER_LATENT + 1
-        return (self.channels, frames, height // self._scale, width // self._scale)
+        return (self.channels, frames, height // self.scale, width // self.scale)
+
+    def mosaic(self, height: int, width: int) -> Mosaic:
+        """The tiles of a picture of so many latent cells. Raises `DoesNotFit`."""
+        return self.tiling.mosaic(height, width, self.scale)
 
     def stream(self, latents: torch.Tensor) -> Generator[torch.Tensor, None, None]:
         """Decode normalised `latents` [C, T, h, w]; after each latent frame give its pictures [3, n, H, W].
 
         n is 1 for the first latent frame and 4 for every later one. The pictures are float32 in [-1, 1], on the
-        decoder's device. Concatenated they equal `AutoencoderKLWan.decode`.
+        decoder's device. Concatenated they equal `AutoencoderKLWan.decode`. Raises `DoesNotFit`.
         """
         _, count, height, width = latents.shape
-        size = self._tile if self._tile and max(height, width) > self._tile else max(height, width)
-        overlap = min(self._overlap, size // 2) if size < max(height, width) else 0
-        mosaic = Mosaic(height=height, width=width, size=size, overlap=overlap, scale=self._scale)
+        mosaic = self.mosaic(height, width)
         caches: list[list[Any]] = [[None] * self._caches for _ in mosaic.tiles]
         for index in range(count):
             with torch.inference_mode():
@@ -90,6 +97,22 @@ class WanDecoder:
         if self._patch is not None:
             pictures = unpatchify(pictures, patch_size=self._patch)
         return pictures[0].float().clamp_(-1, 1)
+
+
+def appetite_of(decoder: WanDecoder) -> Appetite:
+    """The memory that `decoder` takes on its device, measured on pictures of 256x256 pixels in one piece."""
+
+    def decode() -> object:
+        latents = torch.zeros(decoder.channels, _MEASURED_FRAMES, _MEASURED_CELLS, _MEASURED_CELLS)
+        stream = decoder.stream(latents)
+        for _ in range(_MEASURED_FRAMES):
+            next(stream)
+        # Its cache with it.
+        return stream
+
+    spent = spent_by(decode, decoder.device)
+    cells = _MEASURED_CELLS**2
+    return Appetite(held=spent.held / cells, work=(spent.peak - spent.held) / cells)
 
 
 def decode_frames(decoder: WanDecoder, latents: torch.Tensor) -> Generator[Frames, None, None]:

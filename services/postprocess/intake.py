@@ -9,13 +9,14 @@ import torch
 
 from rushes.v1 import postprocess_pb2, tensors_pb2
 from services.chassis.bundles import BundleReceiver, unpack
-from services.chassis.errors import InvalidRequest
+from services.chassis.errors import FailedPrecondition, InvalidRequest
 from services.model.bundles import to_tensors
 from services.model.manifest import Manifest
 from services.postprocess.codecs import Codec
 from services.postprocess.decode import WanDecoder
 from services.postprocess.orders import plan_rendering
 from services.postprocess.plan import RenderPlan
+from services.postprocess.tiling import DoesNotFit
 from services.postprocess.upscale import Upscalers
 
 LATENTS = "latents"
@@ -27,10 +28,11 @@ Requests = AsyncIterator[postprocess_pb2.RenderRequest]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderWork:
-    """A plan, and the latents [C, T, h, w] in float32 on the host."""
+    """A plan, the latents [C, T, h, w] in float32 on the host, and the edge in pixels of the tiles, 0 for none."""
 
     plan: RenderPlan
     latents: torch.Tensor
+    tile_edge: int
 
 
 async def read_work(
@@ -40,10 +42,15 @@ async def read_work(
     encoders: Mapping[Codec, str],
     upscalers: Upscalers,
 ) -> RenderWork:
-    """The work that `requests` order. Raises `InvalidRequest` naming field and rule, `DataLoss` for a damaged chunk."""
+    """The work that `requests` order.
+
+    Raises `InvalidRequest` naming field and rule, `FailedPrecondition` for a clip that does not fit, `DataLoss` for a
+    damaged chunk.
+    """
     start = await _start(requests)
     plan = await asyncio.to_thread(make_plan, start, manifest, encoders, upscalers)
     shape = latents_shape(plan, decoder)
+    edge = tile_edge(shape, decoder)
     limit = 4 * torch.Size(shape).numel() + _HEADER_BYTES
     if start.latents_size <= 0:
         raise InvalidRequest.of("start.latents_size", "must be greater than 0")
@@ -57,7 +64,8 @@ async def read_work(
         if complete:
             raise InvalidRequest.of("chunk", "must not follow a complete bundle")
         complete = receiver.feed(request.chunk)
-    return RenderWork(plan=plan, latents=await asyncio.to_thread(_latents, receiver.payload(), shape))
+    latents = await asyncio.to_thread(_latents, receiver.payload(), shape)
+    return RenderWork(plan=plan, latents=latents, tile_edge=edge)
 
 
 def make_plan(
@@ -92,6 +100,18 @@ def latents_shape(plan: RenderPlan, decoder: WanDecoder) -> tuple[int, int, int,
         return decoder.latents_shape(width=plan.width, height=plan.height, num_frames=plan.num_frames)
     except ValueError as unfit:
         raise InvalidRequest.of("start.shape", str(unfit)) from unfit
+
+
+def tile_edge(shape: tuple[int, int, int, int], decoder: WanDecoder) -> int:
+    """Edge in pixels of the tiles of latents of `shape`, 0 for whole pictures. Raises `FailedPrecondition`."""
+    try:
+        return decoder.mosaic(*shape[2:]).edge
+    except DoesNotFit as large:
+        raise FailedPrecondition(
+            f"Decoding a clip of this size needs {large.needed} bytes of device memory; {large.available} are there for"
+            " it.",
+            reason="DEVICE_MEMORY",
+        ) from large
 
 
 def _latents(payload: memoryview, shape: tuple[int, int, int, int]) -> torch.Tensor:

@@ -22,10 +22,11 @@ from services.postprocess.chain import StageFailed, Work
 from services.postprocess.codecs import Codec, present_encoders
 from services.postprocess.config import PostprocessConfig
 from services.postprocess.decode import WanDecoder
+from services.postprocess.decoder_choice import choose_decoder
 from services.postprocess.fragments import Fragment
 from services.postprocess.frame_reading import render_frames
 from services.postprocess.inspection import QualityRefused
-from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work
+from services.postprocess.intake import RenderWork, Requests, latents_shape, make_plan, read_work, tile_edge
 from services.postprocess.mp4 import EncoderRefused
 from services.postprocess.orders import CODECS
 from services.postprocess.outputs import OutputPart
@@ -99,7 +100,7 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
     async def _answers(self, work: RenderWork, receiving: Work, origin: float) -> Responses:
         plan = work.plan
         rendering = await asyncio.to_thread(self._rendering, plan)
-        yield accepted_message(plan, rendering.content_type)
+        yield accepted_message(plan, rendering.content_type, work.tile_edge)
         decoded, offset = 0, 0
         try:
             async with aclosing(rendering.events(self._thread, work.latents)) as events:
@@ -132,9 +133,11 @@ class PostprocessService(postprocess_pb2_grpc.PostprocessServiceServicer):
     ) -> postprocess_pb2.PlanRenderResponse:
         """See `postprocess.proto`."""
         plan = await asyncio.to_thread(make_plan, request.start, self._manifest, self._encoders, self._upscalers)
-        latents_shape(plan, self._decoder)
+        edge = tile_edge(latents_shape(plan, self._decoder), self._decoder)
         rendering = await asyncio.to_thread(self._rendering, plan)
-        return postprocess_pb2.PlanRenderResponse(accepted=accepted_message(plan, rendering.content_type).accepted)
+        return postprocess_pb2.PlanRenderResponse(
+            accepted=accepted_message(plan, rendering.content_type, edge).accepted
+        )
 
     def _rendering(self, plan: RenderPlan) -> Rendering:
         """The opened chain of a plan. Raises `InvalidRequest` for a clip that its encoder cannot encode."""
@@ -197,9 +200,6 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
         folder = ModelFolder(config.model)
         vae = await thread.run(load_module, folder.component("vae"), AutoencoderKLWan, dtype, device)
         scaling = await thread.run(choose_scaler, config.frame_scaler, device)
-        facts = f"{folder.fingerprint} vae {dtype} {config.tile_size} {config.tile_overlap} {scaling.scaler.name}"
-        fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
         upscalers = await thread.run(
             load_upscalers,
             folder,
@@ -209,9 +209,14 @@ async def open_postprocess(config: PostprocessConfig, draining: asyncio.Event) -
             tile=config.upscaler_tile,
             margin=config.upscaler_margin,
         )
+        # Last: what else is loaded takes its share of the memory.
+        decoder = await thread.run(choose_decoder, vae, config)
+        facts = f"{folder.fingerprint} vae {dtype} {decoder.tiling.facts} {scaling.scaler.name}"
+        fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        logger(__name__).info("loaded", model=folder.manifest.id, fingerprint=fingerprint, device=str(device))
         service = PostprocessService(
             folder=folder,
-            decoder=WanDecoder(vae, tile_size=config.tile_size, tile_overlap=config.tile_overlap),
+            decoder=decoder,
             fingerprint=fingerprint,
             thread=thread,
             slots=Slots(config.slots, config.retry_after_seconds),

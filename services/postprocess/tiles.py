@@ -42,6 +42,12 @@ class Mosaic:
             for top, left in product(tops, lefts)
         )
 
+    @property
+    def edge(self) -> int:
+        """The longest edge of a tile in pixels; 0 where one is the whole picture."""
+        tile = self.tiles[0]
+        return max(tile.height, tile.width) * self._scale if len(self.tiles) > 1 else 0
+
     def blend(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
         """The tiles' pictures [C, n, h * scale, w * scale], in the order of `tiles`, as one [C, n, H, W]."""
         blended: torch.Tensor | None = None

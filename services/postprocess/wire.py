@@ -39,7 +39,7 @@ _KINDS: Final[Mapping[OutputKind, postprocess_pb2.ArtifactKind.ValueType]] = Map
 _ENCODER: Final = Mp4Encoder.name
 
 
-def accepted_message(plan: RenderPlan, content_type: str) -> postprocess_pb2.RenderResponse:
+def accepted_message(plan: RenderPlan, content_type: str, tile_edge: int) -> postprocess_pb2.RenderResponse:
     """The settings in force, every field set."""
     return postprocess_pb2.RenderResponse(
         accepted=postprocess_pb2.RenderAccepted(
@@ -57,6 +57,7 @@ def accepted_message(plan: RenderPlan, content_type: str) -> postprocess_pb2.Ren
             ),
             content_type=content_type,
             finish=_finish_message(plan),
+            tile_edge=tile_edge,
         )
     )
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: swapped and hosted experts, runs cut and cancelled, memory; skipped, saying so, without one."""
+"""What only a GPU shows: swapped and hosted experts, runs cut and cancelled, memory; skips, saying so, without one."""
 
 import asyncio
 import copy

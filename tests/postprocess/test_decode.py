@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from services.postprocess.decode import NotFinite, WanDecoder, decode_frames, to_pixels
+from services.postprocess.tiling import FixedTiles
 
 MakeVae = Callable[[], AutoencoderKLWan]
 
@@ -61,14 +62,14 @@ def test_a_picture_that_fits_into_one_tile_is_not_tiled(make_vae: MakeVae) -> No
     latents = _latents(5)
     whole = torch.cat(list(WanDecoder(make_vae()).stream(latents)), 1)
 
-    tiled = torch.cat(list(WanDecoder(make_vae(), tile_size=48).stream(latents)), 1)
+    tiled = torch.cat(list(WanDecoder(make_vae(), FixedTiles(size=6)).stream(latents)), 1)
 
     assert torch.equal(tiled, whole)
 
 
 def test_tiles_are_decoded_time_major_and_equal_their_own_whole_decode(make_vae: MakeVae) -> None:
     latents = _latents(9, height=4, width=12)
-    tiled = torch.cat(list(WanDecoder(make_vae(), tile_size=64, tile_overlap=32).stream(latents)), 1)
+    tiled = torch.cat(list(WanDecoder(make_vae(), FixedTiles(size=8, overlap=4)).stream(latents)), 1)
     left, right = (_whole(make_vae(), latents[..., columns]) for columns in (slice(0, 8), slice(4, 12)))
 
     assert tiled.shape == (3, 9, 32, 96)

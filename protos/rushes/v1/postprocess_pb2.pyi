@@ -481,6 +481,7 @@ class RenderAccepted(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    TILE_EDGE_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Size of the finished clip."""
     height: _builtins.int
@@ -491,6 +492,8 @@ class RenderAccepted(_message.Message):
     """Frames a second of the finished clip."""
     content_type: _builtins.str
     """Content type with codecs as a browser's media source wants it, for example `video/mp4; codecs="avc1.64000a"`."""
+    tile_edge: _builtins.int
+    """Longest edge in pixels of the tiles that the pictures are decoded in; 0: in one piece."""
     @_builtins.property
     def video(self) -> Global___VideoSettings:
         """Every field is set."""
@@ -509,10 +512,11 @@ class RenderAccepted(_message.Message):
         video: Global___VideoSettings | None = ...,
         content_type: _builtins.str = ...,
         finish: _finishing_pb2.FinishPlan | None = ...,
+        tile_edge: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "finish", b"finish", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "video", b"video", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "finish", b"finish", "fps", b"fps", "height", b"height", "num_frames", b"num_frames", "tile_edge", b"tile_edge", "video", b"video", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -973,7 +977,7 @@ class DescribePostprocessResponse(_message.Message):
     model: _builtins.str
     """Id of the model."""
     fingerprint: _builtins.str
-    """Fingerprint of the decoder's weights and configuration and of `frame_scaler.id`."""
+    """Fingerprint of the decoder's weights and configuration, of its rule for tiles and of `frame_scaler.id`."""
     dtype: _builtins.str
     """Data type of the weights, for example `float32`."""
     device: _builtins.str
