@@ -43,8 +43,8 @@ HANDED_BACK: Mapping[int, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """How long the chain goes on: `*_seconds` are deadlines of one attempt at a stage, `losses` how many it makes good,
-    `slot_seconds` how long it waits for a free slot.
+    """How long the chain goes on: `*_seconds` are deadlines of one attempt at a stage, `losses` how many of it in a row
+    it makes good, `slot_seconds` how long it waits for a free slot.
     """
 
     encode_seconds: float = 120.0

@@ -21,6 +21,13 @@ class GatewayConfig(ServiceConfig):
     refresh_seconds: float = Field(2.0, gt=0, le=60, description="how often the stages are asked what they are")
     lease_seconds: float = Field(15.0, ge=0.2, le=600, description="how long a silent gateway keeps a generation")
     max_losses: int = Field(3, ge=1, le=100, description="leases that a generation may lose before it fails")
+    max_stage_losses: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description="how often in a row a stage may be lost under a generation, with no checkpoint in between, before"
+        " it fails",
+    )
     max_queued: int = Field(10_000, ge=1, description="generations that may wait at once")
     tiers: TiersConfig = TiersConfig()
     checkpoint_seconds: float = Field(30.0, ge=0, description="device time between checkpoints; 0 for every step")

@@ -72,7 +72,7 @@ async def open_gateway(config: GatewayConfig, draining: asyncio.Event) -> AsyncI
             previews=previews,
             costs=costs,
             tiers={tier.number: tier for tier in tiers},
-            patience=Patience(checkpoint_seconds=config.checkpoint_seconds),
+            patience=Patience(losses=config.max_stage_losses, checkpoint_seconds=config.checkpoint_seconds),
             clock=time.time,
             share_previews=database.postgres,
         )

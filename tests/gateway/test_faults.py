@@ -57,6 +57,32 @@ async def test_a_denoiser_lost_at_any_step_is_resumed_from_its_last_checkpoint(t
         assert behaviour.steps == [0, 1, 2, 3, 4, 5]
 
 
+async def test_losses_with_a_checkpoint_in_between_do_not_add_up(tmp_path, undisturbed):
+    seen = set()
+
+    def hook(at: int) -> None:
+        if at not in seen:
+            seen.add(at)
+            raise RuntimeError("broken by the test")
+
+    async with suite(tmp_path, Behaviour(on_step=hook), max_stage_losses=1) as running:
+        assert clip(await running.generate(SPEC)) == undisturbed
+        assert len(seen) == 6
+
+
+async def test_a_stage_that_is_lost_too_often_at_one_step_fails_the_generation(tmp_path):
+    def hook(at: int) -> None:
+        if at == 2:
+            raise RuntimeError("broken by the test")
+
+    behaviour = Behaviour(on_step=hook)
+    async with suite(tmp_path, behaviour, max_stage_losses=2) as running:
+        events = await running.generate(SPEC)
+        failure = events[-1].failed.generation.failure
+        assert (failure.stage, failure.retryable) == ("denoiser", True)
+        assert behaviour.calls.count("denoise") == 3
+
+
 async def test_without_a_checkpoint_a_lost_denoiser_begins_again(tmp_path, undisturbed):
     behaviour = Behaviour(on_step=once(3))
     async with suite(tmp_path, behaviour, checkpoint_seconds=30) as running:
