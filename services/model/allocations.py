@@ -21,14 +21,10 @@ class Spent:
 def spent_by(work: Callable[[], object], device: torch.device) -> Spent:
     """What `work` takes on `device`; what it returns is alive when `held` is counted, and then let go.
 
-    On CUDA these are the allocator's own figures; on the CPU the sum of the tensors that are alive at once.
+    On CUDA these are the allocator's own figures, for the whole process; on the CPU the tensors that are alive at once.
     """
     if device.type != "cuda":
-        with _Allocations() as allocations:
-            kept = work()
-            spent = Spent(peak=allocations.peak, held=allocations.live)
-        del kept
-        return spent
+        return tensors_of(work)
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -38,6 +34,18 @@ def spent_by(work: Callable[[], object], device: torch.device) -> Spent:
     spent = Spent(
         peak=torch.cuda.max_memory_allocated(device) - before, held=torch.cuda.memory_allocated(device) - before
     )
+    del kept
+    return spent
+
+
+def tensors_of(work: Callable[[], object]) -> Spent:
+    """The tensors that `work` makes on any device, by this thread alone; what it returns counts as held.
+
+    What others do on the device at the same time does not count, nor do the workspaces of its kernels.
+    """
+    with _Allocations() as allocations:
+        kept = work()
+        spent = Spent(peak=allocations.peak, held=allocations.live)
     del kept
     return spent
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import nn
 
-from services.model.allocations import spent_by
+from services.model.allocations import tensors_of
 from services.postprocess.frames import Frames, Pixels
 from services.postprocess.tiles import Mosaic
 from services.postprocess.tiling import Appetite, FixedTiles, Tiling
@@ -25,6 +25,8 @@ WHOLE: Final = FixedTiles()
 _MEASURED_CELLS: Final = 32
 _MEASURED_FRAMES: Final = 3
 """From the third latent frame on the cache is full."""
+_WORKSPACES: Final = 1.16
+"""The allocator's peak against the tensors alone: 1.05 to 1.16 on an H100 at 480p and 720p, whole and in tiles."""
 
 
 class NotFinite(Exception):
@@ -100,7 +102,10 @@ class WanDecoder:
 
 
 def appetite_of(decoder: WanDecoder) -> Appetite:
-    """The memory that `decoder` takes on its device, measured on pictures of 256x256 pixels in one piece."""
+    """The memory that `decoder` takes on its device, measured on pictures of 256x256 pixels in one piece.
+
+    Counted by tensors: in one process with others the allocator's figures would be of all that load at that moment.
+    """
 
     def decode() -> object:
         latents = torch.zeros(decoder.channels, _MEASURED_FRAMES, _MEASURED_CELLS, _MEASURED_CELLS)
@@ -110,9 +115,9 @@ def appetite_of(decoder: WanDecoder) -> Appetite:
         # Its cache with it.
         return stream
 
-    spent = spent_by(decode, decoder.device)
-    cells = _MEASURED_CELLS**2
-    return Appetite(held=spent.held / cells, work=(spent.peak - spent.held) / cells)
+    spent = tensors_of(decode)
+    each = (_WORKSPACES if decoder.device.type == "cuda" else 1) / _MEASURED_CELLS**2
+    return Appetite(held=each * spent.held, work=each * (spent.peak - spent.held))
 
 
 def decode_frames(decoder: WanDecoder, latents: torch.Tensor) -> Generator[Frames, None, None]:

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from rushes.v1 import postprocess_pb2
-from services.model.allocations import spent_by
+from services.model.allocations import tensors_of
 from services.model.folder import ModelFolder
 from services.model.weights import load_module
 from services.postprocess.config import PostprocessConfig
@@ -65,7 +65,7 @@ def test_what_was_measured_on_a_small_picture_foretells_what_a_larger_one_takes(
                 pass
 
         foretold = appetite.of(tiled.mosaic(24, 60))
-        assert foretold == pytest.approx(spent_by(decode, decoder.device).peak, rel=0.15)
+        assert foretold == pytest.approx(tensors_of(decode).peak, rel=0.15)
 
 
 def test_a_process_measures_only_where_memory_is_counted(make_vae: MakeVae) -> None:
