@@ -236,6 +236,20 @@ async def test_a_gateway_that_stops_within_a_transaction_holds_up_nobody_for_lon
                 await stuck.__aexit__(None, None, None)
 
 
+async def test_a_gateway_that_stops_in_the_midst_of_a_statement_holds_up_nobody_for_long(postgres: str, monkeypatch):
+    monkeypatch.setattr(postgres_module, "IDLE_SECONDS", 1)
+    with empty_database(postgres) as url:
+        async with open_database(url) as other:
+            store = Store(other)
+            await store.create()
+            stuck = await asyncpg.connect(url, server_settings={"idle_in_transaction_session_timeout": "1s"})
+            await stuck.execute("BEGIN")
+            await stuck.execute("SELECT * FROM tier_clocks FOR UPDATE")
+            await stuck.prepare("SELECT 1")
+            assert await asyncio.wait_for(store.claim(), 60) is not None
+            assert stuck.is_closed()
+
+
 async def test_a_statement_that_is_cancelled_is_no_outage_and_the_next_one_works(postgres: str):
     with empty_database(postgres) as url:
         async with open_database(url) as database:

@@ -1,17 +1,19 @@
 """The store on a PostgreSQL server."""
 
+import asyncio
 import contextlib
 import functools
 import math
 import re
 import time
 from collections import namedtuple
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import sqlalchemy
+import structlog
 from sqlalchemy import ClauseElement, Executable, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, CursorResult, ExceptionContext, make_url
@@ -35,6 +37,11 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html.
 _USED = "used"
 _DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
 _PING = sqlalchemy.text("SELECT 1")
+_END_STUCK = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+AND state = 'active' AND wait_event = 'ClientRead' AND state_change < now() - make_interval(secs => $1)
+"""
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
@@ -233,13 +240,36 @@ async def open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
         max_overflow=POOL_SIZE,
     )
     event.listen(engine.sync_engine, "handle_error", _outage, retval=True)
+    freeing = asyncio.create_task(_free_for_ever(connect), name="postgres-freeing")
     try:
         async with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             await connection.run_sync(migrations.upgrade)
         async with PostgresNotifications(libpq) as notifications:
             yield PostgresDatabase(engine, notifications)
     finally:
+        freeing.cancel()
+        await asyncio.wait([freeing])
         await engine.dispose()
+
+
+async def _free_for_ever(connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+    """End transactions whose gateway stopped between the two halves of a statement, its preparing and its running.
+
+    PostgreSQL counts such a session as active, and its own limit for idle ones does not end it. The connection is a new
+    one: those of the engine may all be waiting for what such a session has locked.
+    """
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        try:
+            driver = await connect()
+            try:
+                ended = await driver.fetch(_END_STUCK, float(IDLE_SECONDS))
+            finally:
+                driver.terminate()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            continue  # Whoever needs the database says that it is away.
+        if ended:
+            structlog.get_logger().warning("sessions.ended", count=len(ended))
 
 
 def _outage(context: ExceptionContext) -> Exception | None:
