@@ -242,7 +242,8 @@ async def test_a_gateway_that_stops_in_the_midst_of_a_statement_holds_up_nobody_
         async with open_database(url) as other:
             store = Store(other)
             await store.create()
-            stuck = await asyncpg.connect(url, server_settings={"idle_in_transaction_session_timeout": "1s"})
+            settings = {"idle_in_transaction_session_timeout": "1s", "application_name": postgres_module.APPLICATION}
+            stuck = await asyncpg.connect(url, server_settings=settings)
             await stuck.execute("BEGIN")
             await stuck.execute("SELECT * FROM tier_clocks FOR UPDATE")
             await stuck.prepare("SELECT 1")

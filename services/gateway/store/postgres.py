@@ -37,9 +37,11 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html.
 _USED = "used"
 _DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
 _PING = sqlalchemy.text("SELECT 1")
+APPLICATION = "rushes-gateway"
+"""What the connections of gateways are called in `pg_stat_activity`."""
 _END_STUCK = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND usename = current_user AND application_name = $2
 AND state = 'active' AND wait_event = 'ClientRead' AND state_change < now() - make_interval(secs => $1)
 """
 _PARAMETER = re.compile(r"\$(\d+)")
@@ -226,7 +228,7 @@ async def open_postgres(url: URL) -> AsyncIterator[PostgresDatabase]:
     libpq = url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect() -> asyncpg.Connection:
-        settings = {"idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s"}
+        settings = {"idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s", "application_name": APPLICATION}
         try:
             return await asyncpg.connect(libpq, server_settings=settings)
         except OSError as refused:
@@ -263,7 +265,7 @@ async def _free_for_ever(connect: Callable[[], Awaitable[asyncpg.Connection]]) -
         try:
             driver = await connect()
             try:
-                ended = await driver.fetch(_END_STUCK, float(IDLE_SECONDS))
+                ended = await driver.fetch(_END_STUCK, float(IDLE_SECONDS), APPLICATION)
             finally:
                 driver.terminate()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
