@@ -20,7 +20,7 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from diffusers import WanTransformer3DModel
 
-from benchmarks.measurement import Figure, Report, at_least, at_most
+from benchmarks.measurement import Figure, Report, at_least, at_most, card_or_small, place
 from services.denoiser import attention
 from services.denoiser.float8 import FLOAT8, to_float8
 from services.denoiser.sampler import prior
@@ -122,9 +122,7 @@ def matrix_rate(size: Configuration, device: torch.device, dtype: torch.dtype) -
 async def measure(repeats: int = 3, *, small: bool = False) -> Report:
     """Measure every way on every size, the plain ones first: float8 replaces the weights."""
     size = SMALL if small else FULL
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type != "cuda" and not small:
-        raise SystemExit("a14b needs an NVIDIA GPU: none is visible. --small runs the same harness on the CPU.")
+    device = card_or_small("a14b", small=small)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = str(dtype).removeprefix("torch.")
     bench = Bench(size=size, device=device, rate=matrix_rate(size, device, dtype), repeats=repeats)
@@ -156,9 +154,8 @@ async def measure(repeats: int = 3, *, small: bool = False) -> Report:
     bench.rounds({"rushes compiled, float8": bench.ours(small_weights)})
     error = float((bench.velocity(small_weights) - exact).norm() / exact.norm())
     bench.note(Figure(name="float8: relative error of a velocity of random weights", value=error, unit="ratio"))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     kind = "small configuration" if small else "full A14B configuration"
-    title = f"A14B, {kind}, random weights, {name}, {where}"
+    title = f"A14B, {kind}, random weights, {name}, {place(device)}"
     return Report(title=title, figures=tuple(bench.figures), samples=bench.samples)
 
 
@@ -192,7 +189,7 @@ class Bench:
             )
             for timing in timings:
                 rate = 4 * tokens**2 * self.size.dim / timing.seconds / 1e12
-                name = f"attention kernel {timing.name}, {called(shape)}"
+                name = f"attention kernel {timing.name}, {shape}"
                 self.note(Figure(name=name, value=rate, unit="TFLOP/s", note=f"relative error {timing.error:.1e}"))
         return attention.fastest(timings)
 
@@ -251,11 +248,11 @@ class Bench:
                 for name, evaluations in steps.items():
                     taken[name].append(_seconds(lambda each=evaluations: [run() for run in each], self.device))
             for name, seconds in taken.items():
-                self.samples[f"{name}, {called(shape)}"] = seconds
+                self.samples[f"{name}, {shape}"] = seconds
                 memory = f"; peak {peaks[name] / 2**30:.1f} GiB" if self._on_card else ""
                 self.note(
                     Figure(
-                        name=f"{name}, {called(shape)}: a guided step",
+                        name=f"{name}, {shape}: a guided step",
                         value=statistics.median(seconds),
                         unit="s",
                         note=f"first evaluation {firsts[name]:.2f} s{memory}",
@@ -264,14 +261,14 @@ class Bench:
             self._compare(list(taken), shape)
 
     def _compare(self, names: Sequence[str], shape: VideoShape) -> None:
-        medians = [statistics.median(self.samples[f"{name}, {called(shape)}"]) for name in names]
+        medians = [statistics.median(self.samples[f"{name}, {shape}"]) for name in names]
         share = 2 * self.size.flops(shape.latents(16)) / self.rate / medians[0]
-        title = f"{names[0]}, {called(shape)}: share of the floor"
+        title = f"{names[0]}, {shape}: share of the floor"
         # The goal is the card's, for its own type: on the CPU the figure only shows that the harness works.
         held = self._on_card and len(names) > 1
         self.note(at_least(title, share, GOOD_SHARE) if held else Figure(name=title, value=share, unit="ratio"))
         for name, seconds in zip(names[1:], medians[1:], strict=True):
-            self.note(at_most(f"{names[0]} / {name}, {called(shape)}", medians[0] / seconds, 1.0))
+            self.note(at_most(f"{names[0]} / {name}, {shape}", medians[0] / seconds, 1.0))
 
     @property
     def _on_card(self) -> bool:
@@ -289,11 +286,6 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
 
 
-def called(shape: VideoShape) -> str:
-    """For example `832x480x81`."""
-    return f"{shape.width}x{shape.height}x{shape.frames}"
-
-
 def _seconds(way: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -306,4 +298,4 @@ def _seconds(way: Callable[[], object], device: torch.device) -> float:
 
 def described() -> Mapping[str, float]:
     """PFLOP of one evaluation at the full sizes."""
-    return {called(shape): FULL.flops(shape.latents(16)) / 1e15 for shape in FULL.shapes}
+    return {str(shape): FULL.flops(shape.latents(16)) / 1e15 for shape in FULL.shapes}

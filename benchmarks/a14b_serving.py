@@ -9,7 +9,7 @@ the figures are shares and counts of steps.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,38 +20,25 @@ from typing import TypeAlias
 import grpc
 import torch
 
-from benchmarks.measurement import Figure, Report, at_most
+from benchmarks.measurement import Figure, Report, at_most, card_or_small, place
 from models.untrained import write_hollow, write_untrained
-from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc, sampling_pb2, tensors_pb2
-from services.chassis.bundles import chunks, pack
+from rushes.v1 import denoiser_pb2, denoiser_pb2_grpc
 from services.chassis.channels import open_channel
 from services.chassis.lifecycle import run_server
 from services.denoiser.config import DenoiserConfig
 from services.denoiser.service import open_denoiser
-from services.model.bundles import to_bundle
+from services.denoiser.shapes import VideoShape
+from services.model.folder import ModelFolder
+from tests.denoiser.caller import conditioning, requests, start
 
 Call: TypeAlias = grpc.aio.StreamStreamCall[denoiser_pb2.DenoiseRequest, denoiser_pb2.DenoiseResponse]
 
 STEPS = 4
 """At the reference's shift of 12 three of them are the high-noise expert's."""
+TEXT_TOKENS = 12
 POLL_SECONDS = 0.005
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
-    """The clip, and the width of its text."""
-
-    width: int
-    height: int
-    frames: int
-    text_dim: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.frames}"
-
-
-FULL = Size(width=832, height=480, frames=81, text_dim=4096)
-SMALL = Size(width=64, height=64, frames=9, text_dim=32)
+FULL = VideoShape(width=832, height=480, frames=81)
+SMALL = VideoShape(width=64, height=64, frames=9)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,31 +46,25 @@ class Bench:
     """A caller of a denoiser."""
 
     stub: denoiser_pb2_grpc.DenoiserServiceStub
-    size: Size
+    shape: VideoShape
+    text_dim: int
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def call(self, seed: int, *, end: int = STEPS, priority: int = 0, everything: bool = False) -> Call:
         """Steps from noise on; `everything` asks for a preview and a checkpoint at each."""
-        generator = torch.Generator().manual_seed(seed)
-        prompt, negative = (torch.randn(length, self.size.text_dim, generator=generator) for length in (12, 4))
-        text = pack(to_bundle({"prompt": prompt, "negative_prompt": negative}, {}))
-        start = denoiser_pb2.DenoiseStart(
-            shape=sampling_pb2.VideoShape(width=self.size.width, height=self.size.height, num_frames=self.size.frames),
-            sampling=sampling_pb2.SamplingSettings(steps=STEPS),
+        drawn = torch.randn(2, TEXT_TOKENS, self.text_dim, generator=torch.Generator().manual_seed(seed))
+        text = conditioning(prompt=drawn[0], negative_prompt=drawn[1])
+        first = start(
+            text,
+            shape={"width": self.shape.width, "height": self.shape.height, "num_frames": self.shape.frames},
+            sampling={"steps": STEPS},
             seed=seed,
             end_step=end,
             priority=priority,
-            conditioning_size=len(text),
         )
         if everything:
-            start.previews.every_steps = start.checkpoints.every_steps = 1
-
-        def requests() -> Iterator[denoiser_pb2.DenoiseRequest]:
-            yield denoiser_pb2.DenoiseRequest(start=start)
-            for chunk in chunks(tensors_pb2.BUNDLE_KIND_CONDITIONING, text):
-                yield denoiser_pb2.DenoiseRequest(chunk=chunk)
-
-        called: Call = self.stub.Denoise(requests())
+            first.previews.every_steps = first.checkpoints.every_steps = 1
+        called: Call = self.stub.Denoise(requests(first, text))
         return called
 
     async def gaps(self) -> float:
@@ -155,28 +136,28 @@ def _share_shards(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def open_bench(folder: Path, size: Size) -> AsyncIterator[Bench]:
+async def open_bench(folder: Path, shape: VideoShape) -> AsyncIterator[Bench]:
     """A denoiser in this process behind a socket of its own, and a caller of it."""
     config = DenoiserConfig(
         model=folder,
         listen="127.0.0.1:0",
         experts="swap",
         slots=2,
-        shapes=str(size),
+        shapes=str(shape),
         memory_bytes=None if torch.cuda.is_available() else 2**30,
     )
     async with (
         run_server(config, "denoiser", partial(open_denoiser, config)) as running,
         open_channel(running.address) as channel,
     ):
-        yield Bench(stub=denoiser_pb2_grpc.DenoiserServiceStub(channel), size=size)
+        text_dim = int(ModelFolder(folder).component("transformer", verify=False).config["text_dim"])
+        yield Bench(stub=denoiser_pb2_grpc.DenoiserServiceStub(channel), shape=shape, text_dim=text_dim)
 
 
 async def measure(repeats: int = 1, *, small: bool = False) -> Report:
     """One start, and then `repeats` rounds of a run, a cancel and a preemption."""
-    if not torch.cuda.is_available() and not small:
-        raise SystemExit("a14b_serving needs an NVIDIA GPU: none is visible. --small runs the same harness on the CPU.")
-    size = SMALL if small else FULL
+    device = card_or_small("a14b_serving", small=small)
+    shape = SMALL if small else FULL
     with TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         if small:
@@ -185,7 +166,7 @@ async def measure(repeats: int = 1, *, small: bool = False) -> Report:
             write_hollow(folder)
             _share_shards(folder)
         begun = time.perf_counter()
-        async with open_bench(folder, size) as bench:
+        async with open_bench(folder, shape) as bench:
             started = time.perf_counter() - begun
             rounds = [
                 (await bench.gaps(), await bench.cancelled_after(), await bench.preempted_after())
@@ -194,13 +175,11 @@ async def measure(repeats: int = 1, *, small: bool = False) -> Report:
             described = await bench.described()
     gaps, cancels, preemptions = (max(values) for values in zip(*rounds, strict=True))
     measured = described.memory.measured[0]
-    on_card = described.device != "cpu"
-    where = torch.cuda.get_device_name(0) if on_card else "CPU"
     # The goals are the card's: a step of the tiny model is shorter than a message's way.
-    held = at_most if on_card else _noted
+    held = at_most if device.type == "cuda" else _noted
     share = "share of a run without a step of it on the device"
     return Report(
-        title=f"Both experts in turn on one {where}, {size}, {described.dtype}, zero weights, over a socket",
+        title=f"Both experts in turn on one {place(device)}, {shape}, {described.dtype}, zero weights, over a socket",
         figures=(
             Figure(name="from nothing to serving, warmed up", value=started, unit="s"),
             Figure(

@@ -5,6 +5,22 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+
+def card_or_small(name: str, *, small: bool) -> torch.device:
+    """Where a benchmark of full size runs: a GPU; exits where none is visible, unless the size is `small`."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if not small:
+        raise SystemExit(f"{name} needs an NVIDIA GPU: none is visible. --small runs the same harness on the CPU.")
+    return torch.device("cpu")
+
+
+def place(device: torch.device) -> str:
+    """What `device` is called in a title."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:

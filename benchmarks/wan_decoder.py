@@ -13,12 +13,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
-from benchmarks.measurement import Figure, Report, at_most
+from benchmarks.measurement import Figure, Report, at_most, card_or_small, place
 from services.denoiser.shapes import VideoShape
+from services.model.allocations import spent_by
 from services.postprocess.decode import WanDecoder, decode_frames, to_pixels
 from services.postprocess.tiling import FixedTiles
-
-TILE = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +32,7 @@ class Configuration:
 FULL = Configuration(
     base_dim=96,
     shapes=(VideoShape(width=832, height=480, frames=81), VideoShape(width=1280, height=720, frames=81)),
-    tile=TILE,
+    tile=512,
 )
 SMALL = Configuration(base_dim=8, shapes=(VideoShape(width=128, height=96, frames=17),), tile=64)
 
@@ -47,7 +46,7 @@ class Bench:
     figures: list[Figure] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
     firsts: dict[str, float] = field(default_factory=dict)
-    peaks: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(cls, size: Configuration, device: torch.device, dtype: torch.dtype) -> "Bench":
@@ -88,8 +87,7 @@ class Bench:
         """All ways on one size, in turn, after one round of warming up."""
         at = shape.latents(16)
         latents = torch.randn(at.batch[1:], generator=torch.Generator().manual_seed(1))
-        size = f"{shape.width}x{shape.height}x{shape.frames}"
-        tiled, plain, whole = (f"{name}, {size}" for name in (f"streamed in tiles of {tile}", "streamed", "diffusers"))
+        tiled, plain, whole = (f"{name}, {shape}" for name in (f"streamed in tiles of {tile}", "streamed", "diffusers"))
         ways = {
             plain: self.stream(plain, 0, latents),
             tiled: self.stream(tiled, tile, latents),
@@ -109,31 +107,24 @@ class Bench:
             note = "; ".join(part for part in (first, peak) if part)
             self.figures.append(Figure(name=name, value=statistics.median(self.samples[name]), unit="s", note=note))
         ratio = statistics.median(self.samples[plain]) / statistics.median(self.samples[whole])
-        self.figures.append(at_most(f"streamed / diffusers, {size}", ratio, 1.0))
+        self.figures.append(at_most(f"streamed / diffusers, {shape}", ratio, 1.0))
 
-    def _peak(self, way: Callable[[], None]) -> float:
+    def _peak(self, way: Callable[[], None]) -> int:
         if self.device.type != "cuda":
             way()
-            return 0.0
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        way()
-        return float(torch.cuda.max_memory_allocated(self.device) - before)
+            return 0
+        return spent_by(way, self.device).peak
 
 
 async def measure(repeats: int = 3, *, small: bool = False) -> Report:
     """Both sizes of Wan2.2, in bfloat16 on a card."""
     size = SMALL if small else FULL
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type != "cuda" and not small:
-        raise SystemExit("wan_decoder needs an NVIDIA GPU: none is visible. --small runs the same harness on the CPU.")
+    device = card_or_small("wan_decoder", small=small)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     bench = Bench.build(size, device, dtype)
     for shape in size.shapes:
         bench.clip(shape, size.tile, repeats)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     kind = "small configuration" if small else "full configuration"
     name = str(dtype).removeprefix("torch.")
-    title = f"Wan's decoder, {kind}, random weights, {name}, {where}"
+    title = f"Wan's decoder, {kind}, random weights, {name}, {place(device)}"
     return Report(title=title, figures=tuple(bench.figures), samples=bench.samples)

@@ -32,7 +32,7 @@ class _Flow(Generic[T]):
 
     arrived: asyncio.Queue[Ahead[T] | BaseException | None]
     made: int = 0
-    taken: int = 0
+    dealt_with: int = 0
     stopped: bool = False
 
 
@@ -103,9 +103,9 @@ class DeviceThread:
         """The generator's items as from `iterate`, the next begun before the consumer has dealt with the last.
 
         After each item the thread asks `goes_on(item)`, which must neither block nor touch the event loop; if so, and
-        if the consumer has taken every item before this one, it goes on at once, after whatever else waits for the
-        thread. Otherwise the next item is begun when it is asked for. The consumer takes all items in order; one that
-        stops in between loses the item in work.
+        if the consumer has dealt with every item before this one, it goes on at once, after whatever else waits for the
+        thread: no more than one item is begun ahead of the consumer's. Otherwise the next item is begun when it is
+        asked for. The consumer takes all items in order; one that stops in between loses the item in work.
         """
         loop, flow = asyncio.get_running_loop(), _Flow[T](arrived=asyncio.Queue())
 
@@ -118,7 +118,7 @@ class DeviceThread:
             try:
                 item = next(generator)
                 flow.made += 1
-                going_on = not flow.stopped and flow.taken >= flow.made - 1 and goes_on(item)
+                going_on = not flow.stopped and flow.dealt_with >= flow.made - 1 and goes_on(item)
             except StopIteration:
                 post(None)
                 return
@@ -144,9 +144,9 @@ class DeviceThread:
                         del news
                 if news is None:
                     return
-                flow.taken += 1
                 going_on = news.going_on
                 yield news
+                flow.dealt_with += 1
         finally:
             flow.stopped = True
             await asyncio.shield(self.run(generator.close))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -32,15 +33,21 @@ class Mosaic:
     def __init__(self, *, height: int, width: int, size: int, overlap: int, scale: int) -> None:
         if not 0 <= overlap < size:
             raise ValueError(f"overlap must be at least 0 and less than the tile size {size}, not {overlap}")
-        self._shape = (height * scale, width * scale)
         self._scale = scale
-        tops, lefts = _starts(height, size, overlap), _starts(width, size, overlap)
-        self._down = _weights(tops, min(size, height), height, scale)
-        self._across = _weights(lefts, min(size, width), width, scale)
+        self._cells = (height, width)
+        self._tops, self._lefts = _starts(height, size, overlap), _starts(width, size, overlap)
         self.tiles = tuple(
             Tile(top=top, left=left, height=min(size, height), width=min(size, width))
-            for top, left in product(tops, lefts)
+            for top, left in product(self._tops, self._lefts)
         )
+
+    @cached_property
+    def _down(self) -> dict[int, torch.Tensor]:
+        return _weights(self._tops, self.tiles[0].height, self._cells[0], self._scale)
+
+    @cached_property
+    def _across(self) -> dict[int, torch.Tensor]:
+        return _weights(self._lefts, self.tiles[0].width, self._cells[1], self._scale)
 
     @property
     def edge(self) -> int:
@@ -53,7 +60,7 @@ class Mosaic:
         blended: torch.Tensor | None = None
         for tile, picture in zip(self.tiles, pictures, strict=True):
             if blended is None:
-                blended = picture.new_zeros(*picture.shape[:2], *self._shape)
+                blended = picture.new_zeros(*picture.shape[:2], *(cells * self._scale for cells in self._cells))
             top, left = tile.top * self._scale, tile.left * self._scale
             region = blended[..., top : top + picture.shape[-2], left : left + picture.shape[-1]]
             region += picture * self._down[tile.top].to(picture)[:, None] * self._across[tile.left].to(picture)

@@ -21,8 +21,8 @@ from services.gateway.store.notifications import LocalNotifications, Notificatio
 BUSY_SECONDS = 30.0
 BUSY_POLL_SECONDS = 0.005
 CHECKPOINT_SECONDS = 5.0
-LONG_LOG_PAGES = 16384
-"""From so many pages on, 64 MiB, the write-ahead log is folded to its end and emptied."""
+LONG_LOG_BYTES = 64 * 2**20
+"""From so many on the write-ahead log is folded to its end and emptied."""
 CACHE_KIB = 400
 LISTEN_SECONDS = 0.025
 """How often a SQLite file is looked at for what other processes have written."""
@@ -62,9 +62,12 @@ class SqliteDatabase:
 
     postgres = False
 
-    def __init__(self, reader: Engine, writer: Engine) -> None:
+    def __init__(self, reader: Engine, writer: Engine, log: Path) -> None:
+        """`log` is the write-ahead log of the file."""
         self._reader = reader
         self._writer = writer
+        self._log = log
+        self._log_is_long = asyncio.Event()
         self._turn = asyncio.Lock()
         self._bells = LocalNotifications()
         self.notifications: Notifications = self._bells
@@ -81,6 +84,8 @@ class SqliteDatabase:
         async with self._turn, self._begun() as begun:
             connection = InlineConnection(begun)
             yield connection
+        if self._log.stat().st_size > LONG_LOG_BYTES:
+            self._log_is_long.set()
         for topic in connection.topics:
             self.notifications.ring(topic)
 
@@ -119,15 +124,20 @@ class SqliteDatabase:
     async def fold_for_ever(self) -> None:
         """Fold the write-ahead log into the file now and then, in a thread, beside the readers and the writer.
 
-        Beside a writer that never rests it would never be folded to its end, and grow: once it is long the writer waits
-        for the little that is left, and the log begins anew.
+        Beside a writer that never rests it would never be folded to its end, and grow: once it is long, which is looked
+        at after each write, the writer waits for the little that is left, and the log begins anew.
         """
         while True:
-            await asyncio.sleep(CHECKPOINT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    await self._log_is_long.wait()
+            is_long = self._log_is_long.is_set()
+            self._log_is_long.clear()
             try:
-                if await asyncio.to_thread(_fold, self._reader, "PASSIVE") > LONG_LOG_PAGES:
+                await asyncio.to_thread(_fold, self._reader, "PASSIVE")
+                if is_long:
                     async with self._turn:
-                        # A reader that is in the log at this moment leaves it as it is until the next time.
+                        # A reader that is in the log at this moment leaves it as it is until after the next write.
                         await asyncio.to_thread(_fold, self._writer, "TRUNCATE")
             except sqlite3.OperationalError as failed:  # no room on the disk, perhaps
                 structlog.get_logger().warning("log.retry", error=str(failed))
@@ -163,7 +173,7 @@ async def open_sqlite(url: URL) -> AsyncIterator[SqliteDatabase]:
     for engine, begin, wait in ((reader, "BEGIN", True), (writer, "BEGIN IMMEDIATE", False)):
         event.listen(engine, "connect", _pragmas(wait=wait))
         event.listen(engine, "begin", _beginner(begin))
-    database = SqliteDatabase(reader, writer)
+    database = SqliteDatabase(reader, writer, Path(f"{url.database}-wal"))
     tasks = [asyncio.create_task(database.fold_for_ever(), name="sqlite-folding")]
     try:
         await database.migrate()
@@ -178,16 +188,15 @@ async def open_sqlite(url: URL) -> AsyncIterator[SqliteDatabase]:
         writer.dispose()
 
 
-def _fold(engine: Engine, mode: str) -> int:
-    """Fold what can be folded of the write-ahead log; how many pages it has."""
+def _fold(engine: Engine, mode: str) -> None:
+    """Fold what can be folded of the write-ahead log."""
     connection = engine.raw_connection()
     try:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA wal_checkpoint({mode})")
-        _busy, pages, _folded = cursor.fetchall()[0]
+        cursor.fetchall()
     finally:
         connection.close()
-    return int(pages)
 
 
 def _pragmas(*, wait: bool) -> Any:
